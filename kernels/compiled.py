@@ -1,0 +1,113 @@
+"""Where compiled code lives: the decorators of every native function, and their cache on disk.
+
+The rule to keep: a cache entry is machine code that we will run, so it is read only from a folder
+that this user owns and nobody else can write, and only for exactly these sources. numba compares
+the time stamp of a function's own file but not the files of the functions that it calls; the folder's
+name therefore holds a digest of the sources, of Python and of numba. The processor is in numba's own index.
+
+https://numba.readthedocs.io/en/stable/developer/caching.html
+"""
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+import numba
+from numba.core import config
+
+CACHE_VARIABLES = ("TESTIGO_CACHE_DIR", "XDG_CACHE_HOME")  # the only environment variables that kernels/ reads
+
+
+# IEEE arithmetic as it is written; a division by zero gives inf or nan; no reference counts, so no allocation.
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False, "_nrt": False}
+
+
+def njit(function):
+    """Compile `function` on its first call from Python; the GIL is not held while it runs; cached on disk."""
+    config.CACHE_DIR = str(cache_dir(_package_dir(function)))
+    return numba.njit(cache=True, **OPTIONS)(function)
+
+
+def inner(function):
+    """The same for what only compiled functions call: it becomes part of them, their cache too.
+
+    Without the entry points for Python and C that numba would add, a whole compiles in half the time.
+    """
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+
+
+def cfunc(signature):
+    """Compile a C callback of this signature now; `.address` is its entry point. Cached on disk."""
+    def compile_now(function):
+        config.CACHE_DIR = str(cache_dir(_package_dir(function)))
+        options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
+        return numba.cfunc(signature, cache=True, **options)(function)
+    return compile_now
+
+
+def _package_dir(function) -> Path:
+    return Path(function.__code__.co_filename).resolve().parent
+
+
+@functools.cache
+def cache_dir(package_dir: Path) -> Path:
+    """The folder for the compiled code of the package in `package_dir`; it exists and can be written.
+
+    Tried in order: $TESTIGO_CACHE_DIR, the user's cache folder, a folder of this user's in the
+    system's temporary folder. Where a trusted folder holds compiled code but is read-only (a container image), its
+    content is copied. Where nothing else works the folder lives as long as the process.
+    """
+    name = _digest(package_dir)
+    read_only = None
+    for root in _roots():
+        folder = root / name
+        if _is_private_folder(folder):
+            return folder
+        if read_only is None and _is_trusted(folder):
+            read_only = folder
+    private = Path(tempfile.mkdtemp(prefix="testigo-"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    if read_only is not None:
+        shutil.copytree(read_only, private, dirs_exist_ok=True)
+    return private
+
+
+def _digest(package_dir: Path) -> str:
+    digest = hashlib.sha256()
+    digest.update(f"{sys.version} {numba.__version__} boundscheck={config.BOUNDSCHECK}".encode())
+    for folder in sorted({Path(__file__).resolve().parent, package_dir}):
+        for source in sorted(folder.glob("*.py")):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _roots() -> list[Path]:
+    named = os.environ.get("TESTIGO_CACHE_DIR")
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    user = Path(xdg) if xdg else Path("~/.cache").expanduser()
+    shared = Path(tempfile.gettempdir()) / f"testigo-{os.geteuid()}"
+    return ([Path(named)] if named else []) + [user / "testigo", shared]
+
+
+def _is_private_folder(folder: Path) -> bool:
+    """Create the folder where it is missing; whether it is ours alone and can be written."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return _is_trusted(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _is_trusted(folder: Path) -> bool:
+    """Whether this folder and the one above are real folders that only this user can write."""
+    try:
+        found = [os.lstat(folder), os.lstat(folder.parent)]
+    except OSError:
+        return False
+    return all(stat.S_ISDIR(f.st_mode) and f.st_uid == os.geteuid() and not f.st_mode & 0o022 for f in found)

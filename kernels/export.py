@@ -1,0 +1,235 @@
+"""Writing tabular models: arrays, or a fitted scikit-learn estimator, become a GGUF file.
+
+The rule to keep: what cannot be written as the format says is refused by name; nothing is dropped. The format is at
+the head of tabular.py. Writing needs the `gguf` package; scikit-learn itself is never imported.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kernels import gguf as reader
+from kernels import quants
+from kernels.errors import ModelError
+from kernels.native import ACTIVATIONS
+from kernels.tabular import ARCHITECTURE, TabularModel
+
+TENSOR_TYPES = {reader.FORMATS[t].name.lower(): t for t in quants.CODECS}  # f32, f16, q8_0, q4_0
+
+DenseLayer = tuple[ArrayLike, ArrayLike]  # weights (n_out, n_in), bias (n_out)
+
+
+def save_dense(
+    path: str | Path,
+    layers: Sequence[DenseLayer],
+    activations: Sequence[str],
+    *,
+    name: str,
+    version: str,
+    task: str,
+    classes: Sequence[str] | Sequence[int] | None = None,
+    feature_names: Sequence[str] | None = None,
+    fill_values: Sequence[float] | None = None,
+    input_offset: Sequence[float] | None = None,
+    input_scale: Sequence[float] | None = None,
+    tensor_type: str = "q8_0",
+) -> None:
+    """Write a model of dense layers, each (weights (n_out, n_in), bias (n_out)), to the GGUF file at `path`.
+
+    The new file is checked by loading it before it takes its name, in one step, so that a server that has an older file
+    of this name mapped is not disturbed. Raises ModelError for what the format does not take.
+    """
+    if tensor_type not in TENSOR_TYPES:
+        raise ModelError(f"expected a tensor type out of {', '.join(TENSOR_TYPES)}, found {tensor_type!r:.40}")
+    widths = _checked_widths(layers)
+    strings = {"general.name": name, "general.version": version, "tabular.task": task}
+    arrays = {
+        "tabular.layer_widths": widths, "tabular.activations": activations, "tabular.classes": classes,
+        "tabular.feature_names": feature_names, "tabular.fill_values": fill_values,
+    }
+    vectors = {"input.offset": input_offset, "input.scale": input_scale}
+    path = Path(path)
+    unchecked = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(unchecked, strings, {key: _array(key, v) for key, v in arrays.items() if v is not None},
+               _tensors(layers, {key: v for key, v in vectors.items() if v is not None}, TENSOR_TYPES[tensor_type]))
+        TabularModel(reader.read(unchecked), threads=1, native=False)
+        unchecked.replace(path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+
+
+def _checked_widths(layers: Sequence[DenseLayer]) -> list[int]:
+    if not layers:
+        raise ModelError("expected one layer or more")
+    widths = [np.shape(layers[0][0])[-1]]
+    for i, (weights, bias) in enumerate(layers):
+        n_out = np.size(bias)
+        if np.shape(weights) != (n_out, widths[-1]) or np.shape(bias) != (n_out,) or not n_out:
+            raise ModelError(f"expected weights (n_out, {widths[-1]}) and a bias (n_out) in layer {i}, "
+                             f"found {np.shape(weights)} and {np.shape(bias)}")
+        widths.append(n_out)
+    return widths
+
+
+def _array(key: str, values: Sequence) -> tuple[str, list]:
+    """The name of the GGUF type of the items, and the items as plain Python values."""
+    items = [value.item() if isinstance(value, np.generic) else value for value in values]
+    if key == "tabular.fill_values" and items:
+        return "FLOAT64", [float(item) for item in items]
+    if items and all(type(item) is str for item in items):
+        return "STRING", items
+    if items and all(type(item) is int for item in items):
+        return "INT64", items
+    raise ModelError(f"expected strings, or integers, in {key}")
+
+
+def _tensors(layers: Sequence[DenseLayer], vectors: dict[str, Sequence[float]], tensor_type: int) -> dict:
+    """name → (bytes (rows, row_bytes), tensor type)."""
+    tensors = {}
+    for i, (weights, bias) in enumerate(layers):
+        tensors[f"dense.{i}.weight"] = quants.quantize(_pad(np.asarray(weights, np.float64)), tensor_type), tensor_type
+        with np.errstate(over="ignore"):  # the loader refuses an infinite bias
+            tensors[f"dense.{i}.bias"] = np.asarray(bias).astype("<f4").view(np.uint8), reader.F32
+    for key, values in vectors.items():
+        tensors[key] = np.asarray(values).astype("<f8").view(np.uint8), reader.F64
+    return tensors
+
+
+def _pad(weights: np.ndarray) -> np.ndarray:
+    padding = -weights.shape[1] % quants.BLOCK
+    return np.pad(weights, [(0, 0), (0, padding)])
+
+
+def _write(path: Path, strings: dict[str, str], arrays: dict[str, tuple[str, list]], tensors: dict) -> None:
+    try:
+        import gguf
+    except ImportError:
+        raise ModelError("writing a model needs the gguf package: pip install gguf") from None
+    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    for key, text in strings.items():
+        writer.add_string(key, text)
+    for key, (item_type, items) in arrays.items():
+        writer.add_key_value(key, items, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType[item_type])
+    for key, (data, tensor_type) in tensors.items():
+        writer.add_tensor(key, data, raw_dtype=gguf.GGMLQuantizationType(tensor_type))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+# ---- scikit-learn ------------------------------------------------------------------------------------------
+
+def from_sklearn(estimator) -> dict[str, object]:
+    """The arguments of `save_dense`, all but path, name, version and tensor_type, for a fitted estimator.
+
+    Takes LogisticRegression, LinearRegression, Ridge, MLPClassifier and MLPRegressor, alone or at the end of a Pipeline behind a
+    SimpleImputer, a StandardScaler, or both in this order. Raises ModelError for anything else.
+    """
+    steps = [step for _, step in estimator.steps] if _is(estimator, "Pipeline") else [estimator]
+    steps = [step for step in steps if step is not None and not isinstance(step, str)]  # "passthrough"
+    arguments: dict[str, object] = {}
+    for step_name, read in PREPROCESSING.items():
+        if steps and _is(steps[0], step_name):
+            arguments |= _fitted(read, steps.pop(0))
+    if len(steps) != 1 or type(steps[0]).__name__ not in ESTIMATORS:
+        names = " → ".join(type(step).__name__ for step in steps)
+        raise ModelError(f"expected one of {', '.join(ESTIMATORS)}, if need be behind a SimpleImputer and a "
+                         f"StandardScaler, found {names}")
+    feature_names = getattr(estimator, "feature_names_in_", None)
+    if feature_names is not None:
+        arguments["feature_names"] = [str(name) for name in feature_names]
+    return arguments | _fitted(ESTIMATORS[type(steps[0]).__name__], steps[0])
+
+
+def _is(estimator, class_name: str) -> bool:
+    return type(estimator).__name__ == class_name
+
+
+def _fitted(read, estimator) -> dict[str, object]:
+    try:
+        return read(estimator)
+    except AttributeError as error:
+        raise ModelError(f"expected a fitted {type(estimator).__name__}: it has no {error.name}") from None
+
+
+def _read_imputer(imputer) -> dict[str, object]:
+    is_nan = isinstance(imputer.missing_values, float) and np.isnan(imputer.missing_values)
+    statistics = imputer.statistics_.tolist()  # an array of objects where the fill value is a constant
+    are_numbers = all(isinstance(number, (int, float)) and np.isfinite(number) for number in statistics)
+    if not is_nan or imputer.add_indicator or not are_numbers:
+        raise ModelError("expected a SimpleImputer of NaN, without an indicator, that has a number for every feature")
+    return {"fill_values": statistics}
+
+
+def _read_scaler(scaler) -> dict[str, object]:
+    offset = {"input_offset": scaler.mean_} if scaler.with_mean else {}
+    return offset | ({"input_scale": 1.0 / scaler.scale_} if scaler.with_std else {})
+
+
+def _read_logistic_regression(estimator) -> dict[str, object]:
+    classes = _labels(estimator.classes_)
+    # Older releases have one-against-the-rest, and softmax over two classes: other formulas.
+    multi_class = getattr(estimator, "multi_class", "auto")
+    usual = ("auto", "deprecated", "multinomial" if len(classes) > 2 else "ovr")
+    if multi_class not in usual or (estimator.solver == "liblinear" and len(classes) > 2):
+        raise ModelError("expected a LogisticRegression over two classes or a multinomial one")
+    activation = "logistic" if len(classes) == 2 else "softmax"
+    return {"layers": [(estimator.coef_, estimator.intercept_)], "activations": [activation],
+            "task": "classification", "classes": classes}
+
+
+def _read_linear_regression(estimator) -> dict[str, object]:
+    weights = np.atleast_2d(estimator.coef_)
+    bias = np.broadcast_to(estimator.intercept_, len(weights))
+    _check_one_output(len(weights))
+    return {"layers": [(weights, bias)], "activations": ["identity"], "task": "regression"}
+
+
+def _read_mlp(estimator) -> dict[str, object]:
+    layers = [(weights.T, bias) for weights, bias in zip(estimator.coefs_, estimator.intercepts_, strict=True)]
+    activations = [estimator.activation] * (len(layers) - 1) + [estimator.out_activation_]
+    for activation in activations:
+        if activation not in ACTIVATIONS:
+            raise ModelError(f"expected an activation out of {', '.join(ACTIVATIONS)}, found {activation!r:.40}")
+    return {"layers": layers, "activations": activations}
+
+
+def _read_mlp_classifier(estimator) -> dict[str, object]:
+    arguments = _read_mlp(estimator)
+    if estimator.out_activation_ == "logistic":
+        _check_one_output(estimator.n_outputs_)
+    return arguments | {"task": "classification", "classes": _labels(estimator.classes_)}
+
+
+def _read_mlp_regressor(estimator) -> dict[str, object]:
+    _check_one_output(estimator.n_outputs_)
+    return _read_mlp(estimator) | {"task": "regression"}
+
+
+def _check_one_output(n_outputs: int) -> None:
+    if n_outputs != 1:
+        raise ModelError(f"expected an estimator with one output, found {n_outputs}")
+
+
+def _labels(classes: np.ndarray) -> list[str] | list[int]:
+    labels = np.asarray(classes).tolist()
+    if not all(type(label) is str for label in labels) and not all(type(label) is int for label in labels):
+        raise ModelError("expected class labels that are strings or integers")
+    return labels
+
+
+PREPROCESSING = {"SimpleImputer": _read_imputer, "StandardScaler": _read_scaler}
+ESTIMATORS = {
+    "LogisticRegression": _read_logistic_regression,
+    "LinearRegression": _read_linear_regression,
+    "Ridge": _read_linear_regression,
+    "MLPClassifier": _read_mlp_classifier,
+    "MLPRegressor": _read_mlp_regressor,
+}

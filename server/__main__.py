@@ -1,0 +1,178 @@
+"""`python -m server`: options, start, stop. Exit statuses: 0 stopped as asked, 2 bad option, 3 unreadable model or key
+file, 4 cannot listen, 5 wrong `kernels` package.
+
+The rule to keep: stdout holds one line, the address; everything else goes to stderr.
+"""
+
+import argparse
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+BAD_FILE, CANNOT_LISTEN, WRONG_PACKAGE = 3, 4, 5
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def fail(status: int, message: str) -> None:
+    print(f"server: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+try:
+    import kernels
+    from kernels import DEFAULT_MODEL, ModelError
+except ImportError:
+    fail(WRONG_PACKAGE, f"the package 'kernels' at {getattr(kernels, '__file__', '?')} is another one of that name, not"
+                        " Testigo's: uninstall it (pip uninstall kernels) or run in an environment of its own")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        fail(2, f"{message} (see --help)")
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m server", description="Serve models over HTTP.",
+               epilog="Also: 'python -m server doctor' says what works on this machine, 'python -m server warm [MODEL ...]'"
+                      " compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model or key file,"
+                      " 4 cannot listen, 5 wrong 'kernels' package.")
+    p.add_argument("models", nargs="*", type=Path, metavar="MODEL",
+                   help=f"model files; the first one answers requests that name none (default: {DEFAULT_MODEL.stem})")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    p.add_argument("--port", type=port, default=8080, help="0 picks a free one (default: %(default)s)")
+    p.add_argument("--api-key-file", type=Path, metavar="F", help="keys that clients must send, one a line")
+    p.add_argument("--max-body-bytes", type=positive, default=16 * 1024 * 1024, metavar="N",
+                   help="largest request body (default: %(default)s)")
+    p.add_argument("--max-connections", type=positive, default=4096, metavar="N",
+                   help="more are answered 503 (default: %(default)s)")
+    p.add_argument("--allowed-hosts", metavar="A,B", type=hosts,
+                   help="names that a request's Host may give, or * (default: loopback names when listening on loopback,"
+                        " else *)")
+    p.add_argument("--cors-origin", metavar="ORIGIN", help="let pages of this origin (or *) call the server from a browser")
+    p.add_argument("--log-format", choices=("text", "json"), default="text")
+    p.add_argument("--no-native", action="store_true", help="serve everything in Python, without compiled code")
+    p.add_argument("--version", action="version", version=f"testigo {kernels.__version__}")
+    return p
+
+
+def port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 65535")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number of at least 1")
+    return int(text)
+
+
+def hosts(text: str) -> frozenset[str]:
+    return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        keys = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        fail(BAD_FILE, f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+    if not keys or not all(key.isascii() and key.isprintable() for key in keys):
+        fail(BAD_FILE, f"--api-key-file {path}: expected at least one key, each a line of printable ASCII")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def native_is_possible() -> bool:
+    return sys.platform == "linux"
+
+
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["doctor"]:
+        from server import doctor
+        raise SystemExit(doctor.main(argv[1:]))
+    if argv[:1] == ["warm"]:
+        from server import warm
+        raise SystemExit(warm.main(argv[1:]))
+    serve(parser().parse_args(argv))
+
+
+def serve(options: argparse.Namespace) -> None:
+    from server import models
+    from server.access_log import AccessLog, log_hot_share
+    from server.application import Application
+    from server.connection import Limits
+    from server.metrics import Metrics
+
+    log = AccessLog(options.log_format)
+    native = native_is_possible() and not options.no_native
+    keys = read_keys(options.api_key_file)
+    try:
+        served = models.load(options.models, native)
+    except (ModelError, OSError) as error:
+        fail(BAD_FILE, str(error) if isinstance(error, ModelError) else f"{error.filename}: {error.strerror}")
+    allowed = options.allowed_hosts
+    if allowed is None and is_loopback(options.host):
+        allowed = frozenset(LOOPBACK) | {options.host if ":" not in options.host else f"[{options.host}]"}
+    application = Application(served, Metrics(list(served.by_name)), log, keys=keys,
+                              allowed_hosts=None if allowed and "*" in allowed else allowed,
+                              cors_origin=options.cors_origin)
+    if not is_loopback(options.host) and not keys:
+        log.message(f"warning: {options.host} is not a loopback address and there is no --api-key-file:"
+                    " whoever reaches this port may use the models")
+    limits = Limits(max_body_bytes=options.max_body_bytes, max_connections=options.max_connections)
+    if native:
+        from server.native_listener import NativeListener as Kind
+    else:
+        from server.listener import Listener as Kind  # type: ignore[assignment]
+    try:
+        listener = Kind(options.host, options.port, application, limits)
+    except OSError as error:
+        fail(CANNOT_LISTEN, f"cannot listen at {options.host} port {options.port}: {error.strerror}")
+    stop = stop_on_signals()
+    gc.disable()  # compiling makes a great many objects that all stay: collecting among them is a tenth of its time
+    listener.prepare(log.message)
+    gc.enable()
+    gc.freeze()
+    listener.start()
+    application.ready = True
+    address = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"Testigo {kernels.__version__} serves {', '.join(served.by_name)} at http://{address}:"
+          f"{listener.server_address[1]}", flush=True)
+    threading.Thread(target=log_hot_share, args=(log, application.metrics.hot_totals, stop), daemon=True).start()
+    stop.wait()
+    application.ready = False
+    log.message("stopping: waiting for requests in flight")
+    listener.drain(time.monotonic() + DRAIN_S)
+    sys.stdout.flush()
+    os._exit(0)  # threads that still hold a connection after the deadline end here
+
+
+DRAIN_S = 10.0
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM or SIGINT sets; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,67 @@
+"""The access log on stderr: a line a request that Python served, and a line a second for the hot path's share.
+
+The rule to keep: one `write` a line, so that lines of many threads never mix; no body, key or query value in it.
+"""
+
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from server.http1 import RequestHead
+
+PERIOD_S = 1.0
+
+
+class AccessLog:
+    """Writes lines as `text` or `json` (`--log-format`)."""
+
+    def __init__(self, style: str = "text", stream=None):
+        self.style, self.stream = style, stream or sys.stderr
+
+    def request(self, client: tuple, head: RequestHead | None, status: int, seconds: float) -> None:
+        fields = {"client": client[0] if client else "-", "method": head.method if head else "-",
+                  "path": head.path if head else "-", "status": status, "ms": round(seconds * 1e3, 3)}
+        if head and "x-request-id" in head.headers:
+            fields["request_id"] = head.headers["x-request-id"]
+        self.write("request", fields)
+
+    def hot_share(self, requests: int, rows: int, mean_ms: float) -> None:
+        self.write("hot_path", {"requests": requests, "rows": rows, "mean_ms": round(mean_ms, 4)})
+
+    def message(self, text: str) -> None:
+        self.write("server", {"message": text})
+
+    def exception(self, head: RequestHead) -> None:
+        """The exception being handled, with its trace: for the operator; the client sees none of it."""
+        self.write("error", {"method": head.method, "path": head.path, "trace": traceback.format_exc()})
+
+    def write(self, kind: str, fields: dict) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if self.style == "json":
+            line = json.dumps({"time": now, "kind": kind, **fields})
+        else:
+            line = f"{now} {kind} " + " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
+        try:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+        except (OSError, ValueError):  # a closed stderr must not stop the serving
+            pass
+
+
+def _quoted(value) -> str:
+    text = str(value)
+    return text if text and " " not in text and text.isprintable() and '"' not in text else json.dumps(text)
+
+
+def log_hot_share(log: AccessLog, totals: Callable[[], tuple[int, int, int]], stop: threading.Event) -> None:
+    """Log once a second what the hot path did, until `stop`. `totals`: requests, rows, and ns since the start."""
+    before = totals()
+    while not stop.wait(PERIOD_S):
+        after = totals()
+        requests, rows, spent_ns = (new - old for new, old in zip(after, before))
+        if requests:
+            log.hot_share(requests, rows, spent_ns / requests / 1e6)
+        before = after

@@ -1,0 +1,587 @@
+"""One predict request in native code: HTTP head → JSON body → kernel → JSON response.
+
+The rule to keep: this file answers only what it fully understands, and then exactly as the Python
+path (`predict_api`) would; everything else is SLOW and left untouched. Every index is proven
+against `end` before it is read: numba checks no bounds here (the fuzz suite also runs with its checks on).
+
+Heads: RFC 9112 through the table of `http1`. Bodies: RFC 8259.
+"""
+
+import numpy as np
+from numba import from_dtype, types
+
+from kernels.compiled import cfunc, inner
+from server.doubles import format_double, format_int, parse_double
+from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
+from server.layout import (
+    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, LATENCY_NS, MAX_LINES, MODEL, REQUESTS, SHARED, SPAN, WORK,
+)
+from server.libc import CLOCK_MONOTONIC, CLOCK_REALTIME_COARSE, caller_of, memmove, now_ns, view_of
+
+# What became of the bytes at the front of the buffer. FAILED (a bug: numba's bounds check) is served as SLOW.
+FAILED, ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW = range(5)
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("ascii"), np.uint8)
+
+
+REQUEST_LINE = _text("POST /v1/predict HTTP/1.1\r\n")
+INPUTS, MODEL_NAME, PARAMETERS = _text("inputs"), _text("model"), _text("parameters")
+RETURN_PROBABILITIES, TRUE, FALSE, NULL = _text("return_probabilities"), _text("true"), _text("false"), _text("null")
+JSON_TYPE, BEARER, CLOSE, KEEP_ALIVE = _text("application/json"), _text("bearer "), _text("close"), _text("keep-alive")
+CHARSET = _text(";charset=utf-8")
+
+# The header fields that mean something here; a second line of any of them is a matter for Python. The first six
+# are read, the next four make a request one for Python, the rest may only not be repeated (`http1.SINGLETONS`).
+FIELDS = ["host", "content-length", "content-type", "connection", "authorization", "origin",
+          "transfer-encoding", "expect", "x-request-id", "content-encoding"]
+HOST, CONTENT_LENGTH, CONTENT_TYPE, CONNECTION, AUTHORIZATION, ORIGIN, *_ = range(len(FIELDS))
+FIRST_REPEATABLE = len(FIELDS)
+FIELDS += sorted(set(SINGLETONS) - set(FIELDS))
+FIELD_NAMES = _text("".join(FIELDS))
+FIELD_ENDS = np.cumsum([len(name) for name in FIELDS])
+
+RESPONSE_START = _text("HTTP/1.1 200 OK\r\nServer: testigo\r\nDate: ")
+RESPONSE_CLOSE = _text("\r\nConnection: close")
+RESPONSE_LENGTH = _text("\r\nContent-Type: application/json\r\nContent-Length: ")
+RESPONSE_BODY = _text("\r\n\r\n")
+PREDICTIONS, PROBABILITIES = _text('{"predictions": ['), _text('], "probabilities": [')
+DAYS, MONTHS = _text("ThuFriSatSunMonTueWed"), _text("JanFebMarAprMayJunJulAugSepOctNovDec")
+SPACE, TAB, LF, CR, QUOTE, COMMA, COLON, BACKSLASH = 32, 9, 10, 13, 34, 44, 58, 92
+OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = 91, 93, 123, 125
+
+bytes_of, int64s_of, doubles_of = view_of(np.uint8), view_of(np.int64), view_of(np.float64)
+spans_of, models_of = view_of(SPAN), view_of(MODEL)
+call_predict = caller_of(types.int32, *[types.intp] * 6)  # kernels.tabular.NativeModel
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+@inner
+def equals(buf, at, end, text):
+    """Whether buf[at:end] is exactly `text`."""
+    if end - at != text.size:
+        return False
+    for i in range(text.size):
+        if buf[at + i] != text[i]:
+            return False
+    return True
+
+
+@inner
+def equals_folded(buf, at, end, text):
+    """`equals` for a lower-case `text`, the case of buf's ASCII letters ignored."""
+    if end - at != text.size:
+        return False
+    for i in range(text.size):
+        byte = buf[at + i]
+        if 65 <= byte <= 90:
+            byte += 32
+        if byte != text[i]:
+            return False
+    return True
+
+
+@inner
+def put(out, at, text):
+    for i in range(text.size):
+        out[at + i] = text[i]
+    return at + text.size
+
+
+@inner
+def put_span(out, at, text, span):
+    return put(out, at, text[span.at:span.at + span.length])
+
+
+# --- head ---------------------------------------------------------------------------------------
+
+@inner
+def scan_head(transitions, buf, at, end, lines):
+    """Run the grammar over buf[at:end] → (state, end of the head, number of field lines).
+
+    lines[i] is where field line i starts; the last one is the empty line that ends the head.
+    The state is REJECT also for heads with more lines or bytes than are taken here.
+    """
+    state, n_lines, i = np.intp(START), 0, at
+    limit = min(end, at + MAX_HEAD_BYTES)
+    while i < limit:
+        state = np.intp(transitions[state * 256 + buf[i]])
+        i += 1
+        if state == LINE_START:
+            if n_lines == MAX_LINES:
+                return np.intp(REJECT), i, n_lines
+            lines[n_lines] = i
+            n_lines += 1
+        elif state == DONE or state >= REJECT:
+            return state, i, n_lines
+    if i - at >= MAX_HEAD_BYTES:
+        state = np.intp(REJECT)
+    return state, i, n_lines
+
+
+@inner
+def trim(buf, at, end):
+    """The span without spaces and tabs at its ends."""
+    while at < end and (buf[at] == SPACE or buf[at] == TAB):
+        at += 1
+    while end > at and (buf[end - 1] == SPACE or buf[end - 1] == TAB):
+        end -= 1
+    return at, end
+
+
+@inner
+def read_length(buf, at, end):
+    """A Content-Length of up to 9 digits, or -1."""
+    if at == end or end - at > 9:
+        return -1
+    length = 0
+    for i in range(at, end):
+        if buf[i] < 48 or buf[i] > 57:
+            return -1
+        length = length * 10 + buf[i] - 48
+    return length
+
+
+@inner
+def is_json_type(buf, at, end):
+    """application/json, with charset=utf-8 or without parameters."""
+    split = at
+    while split < end and buf[split] != 59:  # ;
+        split += 1
+    name_at, name_end = trim(buf, at, split)
+    if not equals_folded(buf, name_at, name_end, JSON_TYPE):
+        return False
+    if split == end:
+        return True
+    parameter_at, parameter_end = trim(buf, split + 1, end)
+    return equals_folded(buf, parameter_at, parameter_end, CHARSET)
+
+
+@inner
+def is_allowed_host(shared, buf, at, end):
+    """Whether a Host value is a plain name or address with an optional port, and on the list where there is one."""
+    name_end = at
+    while name_end < end and buf[name_end] != COLON:
+        byte = buf[name_end]
+        if not (97 <= byte <= 122 or 65 <= byte <= 90 or 48 <= byte <= 57 or byte == 45 or byte == 46):
+            return False
+        name_end += 1
+    if name_end == at:
+        return False
+    if name_end < end:
+        port = read_length(buf, name_end + 1, end)
+        if port < 0 or port > 65535:
+            return False
+    if shared.any_host:
+        return True
+    hosts, text = spans_of(shared.hosts), bytes_of(shared.text)
+    for i in range(hosts.size):
+        span = hosts[i]
+        if equals_folded(buf, at, name_end, text[span.at:span.at + span.length]):
+            return True
+    return False
+
+
+@inner
+def is_authorized(shared, buf, at, end):
+    """Whether an Authorization value is `Bearer` with one of the keys; takes the same time for every wrong key of a length."""
+    if end - at <= BEARER.size or not equals_folded(buf, at, at + BEARER.size, BEARER):
+        return False
+    at, end = trim(buf, at + BEARER.size, end)
+    keys, text = spans_of(shared.keys), bytes_of(shared.text)
+    found = 0
+    for i in range(keys.size):
+        span = keys[i]
+        if span.length == end - at:
+            different = 0
+            for j in range(span.length):
+                different |= text[span.at + j] ^ buf[at + j]
+            found |= different == 0
+    return found != 0
+
+
+@inner
+def find_field(buf, at, end):
+    """The index in FIELDS of a field name, or -1."""
+    name_at = 0
+    for i in range(FIELD_ENDS.size):
+        name_end = FIELD_ENDS[i]
+        if name_end - name_at == end - at and equals_folded(buf, at, end, FIELD_NAMES[name_at:name_end]):
+            return i
+        name_at = name_end
+    return -1
+
+
+@inner
+def read_head(shared, work, at, end):
+    """The head at received[at:end] → (outcome, start of the body, its length, keep-alive).
+
+    ANSWERED stands for a head of a request that may be answered here.
+    """
+    buf, lines = bytes_of(work.received), int64s_of(work.lines)
+    state, body, n_lines = scan_head(bytes_of(shared.transitions), buf, at, end, lines)
+    if state >= REJECT:
+        return SLOW, body, 0, True
+    if state != DONE:
+        return INCOMPLETE_HEAD, body, 0, True
+    length, keep_alive, hot, authorized, seen = 0, True, True, shared.keys.length == 0, 0
+    for i in range(n_lines - 1):
+        name_at, line_end = lines[i], lines[i + 1] - 2
+        name_end = name_at
+        while buf[name_end] != COLON:
+            name_end += 1
+        field = find_field(buf, name_at, name_end)
+        if field < 0:
+            continue
+        if seen >> field & 1:
+            return SLOW, body, 0, True
+        seen |= 1 << field
+        value_at, value_end = trim(buf, name_end + 1, line_end)
+        if field == HOST:
+            hot &= is_allowed_host(shared, buf, value_at, value_end)
+        elif field == CONTENT_LENGTH:
+            length = read_length(buf, value_at, value_end)
+            if length < 0 or length > shared.max_body_bytes:
+                return SLOW, body, 0, True
+        elif field == CONTENT_TYPE:
+            hot &= is_json_type(buf, value_at, value_end)
+        elif field == CONNECTION:
+            keep_alive = equals_folded(buf, value_at, value_end, KEEP_ALIVE)
+            hot &= keep_alive or equals_folded(buf, value_at, value_end, CLOSE)
+        elif field == AUTHORIZATION:
+            authorized |= is_authorized(shared, buf, value_at, value_end)
+        elif field == ORIGIN:
+            hot &= not shared.origin_matters
+        elif field < FIRST_REPEATABLE:  # the body may not be where and what it seems
+            return SLOW, body, 0, True
+    hot &= seen >> HOST & 1 and authorized and length > 0 and not shared.draining
+    hot &= lines[0] - at == REQUEST_LINE.size and equals(buf, at, lines[0], REQUEST_LINE)
+    if body + length > end:
+        return INCOMPLETE_BODY, body, length, keep_alive
+    return ANSWERED if hot else SLOW, body, length, keep_alive
+
+
+# --- body ---------------------------------------------------------------------------------------
+
+@inner
+def skip_space(buf, at, end):
+    while at < end and (buf[at] == SPACE or buf[at] == LF or buf[at] == CR or buf[at] == TAB):
+        at += 1
+    return at
+
+
+@inner
+def expect(buf, at, end, byte):
+    """The place after white space, `byte` and white space; -1 where something else stands."""
+    at = skip_space(buf, at, end)
+    if at >= end or buf[at] != byte:
+        return -1
+    return skip_space(buf, at + 1, end)
+
+
+@inner
+def read_string(buf, at, end):
+    """A string of printable ASCII without escapes → (its first byte, its closing quote), or -1s."""
+    if at >= end or buf[at] != QUOTE:
+        return -1, -1
+    close = at + 1
+    while close < end and buf[close] != QUOTE:
+        if buf[close] < 32 or buf[close] > 126 or buf[close] == BACKSLASH:
+            return -1, -1
+        close += 1
+    if close >= end:
+        return -1, -1
+    return at + 1, close
+
+
+@inner
+def read_row(buf, at, end, rows, n, takes_missing):
+    """Numbers up to the row's `]` into rows[n:] → (place after it, new n), or -1 for what is not plain numbers."""
+    while True:
+        value, after = parse_double(buf, at, end)
+        if after < 0:
+            if not takes_missing or not equals(buf, at, min(at + NULL.size, end), NULL):
+                return -1, n
+            value, after = np.nan, at + NULL.size
+        if n >= rows.size:
+            return -1, n
+        rows[n] = value
+        n += 1
+        at = skip_space(buf, after, end)
+        if at >= end:
+            return -1, n
+        if buf[at] == SHUT:
+            return at + 1, n
+        if buf[at] != COMMA:
+            return -1, n
+        at = skip_space(buf, at + 1, end)
+
+
+@inner
+def read_rows(buf, at, end, rows, takes_missing):
+    """`[[…], […]]` → (place after it, number of rows, their width), or -1s for anything else."""
+    at = expect(buf, at, end, OPEN)
+    if at < 0:
+        return -1, -1, -1
+    n, n_rows, width = 0, 0, 0
+    while True:
+        row_at = expect(buf, at, end, OPEN)
+        if row_at < 0:
+            return -1, -1, -1
+        at, after = read_row(buf, row_at, end, rows, n, takes_missing)
+        if at < 0 or (n_rows > 0 and after - n != width):
+            return -1, -1, -1
+        width, n, n_rows = after - n, after, n_rows + 1
+        at = skip_space(buf, at, end)
+        if at >= end:
+            return -1, -1, -1
+        if buf[at] == SHUT:
+            return at + 1, n_rows, width
+        if buf[at] != COMMA:
+            return -1, -1, -1
+        at += 1
+
+
+@inner
+def find_model(shared, buf, at, end):
+    models, text = models_of(shared.models), bytes_of(shared.text)
+    for i in range(models.size):
+        span = models[i].name
+        if equals(buf, at, end, text[span.at:span.at + span.length]):
+            return i
+    return -1
+
+
+@inner
+def read_parameters(buf, at, end):
+    """`{}` or `{"return_probabilities": true|false}` → (place after it, the flag), or -1."""
+    at = expect(buf, at, end, OPEN_OBJECT)
+    if at < 0 or at >= end:
+        return -1, False
+    if buf[at] == SHUT_OBJECT:
+        return at + 1, False
+    key_at, key_end = read_string(buf, at, end)
+    if key_at < 0 or not equals(buf, key_at, key_end, RETURN_PROBABILITIES):
+        return -1, False
+    at = expect(buf, key_end + 1, end, COLON)
+    if at < 0:
+        return -1, False
+    wanted = equals(buf, at, min(at + TRUE.size, end), TRUE)
+    if not wanted and not equals(buf, at, min(at + FALSE.size, end), FALSE):
+        return -1, False
+    at = skip_space(buf, at + (TRUE.size if wanted else FALSE.size), end)
+    if at >= end or buf[at] != SHUT_OBJECT:
+        return -1, False
+    return at + 1, wanted
+
+
+@inner
+def read_body(shared, work, at, end):
+    """The request object → (number of rows or -1, model index, whether probabilities are wanted)."""
+    buf, rows, models = bytes_of(work.received), doubles_of(work.rows), models_of(shared.models)
+    model, n_rows, width, wanted = -1, -1, 0, False
+    seen_parameters = False
+    any_missing = models.size == 1 and models[0].takes_missing != 0
+    at = expect(buf, at, end, OPEN_OBJECT)
+    while True:
+        if at < 0:
+            return -1, 0, False
+        key_at, key_end = read_string(buf, at, end)
+        if key_at < 0:
+            return -1, 0, False
+        at = expect(buf, key_end + 1, end, COLON)
+        if at < 0:
+            return -1, 0, False
+        if equals(buf, key_at, key_end, INPUTS) and n_rows < 0:
+            takes_missing = any_missing if model < 0 else models[model].takes_missing != 0
+            at, n_rows, width = read_rows(buf, at, end, rows, takes_missing)
+        elif equals(buf, key_at, key_end, PARAMETERS) and not seen_parameters:
+            seen_parameters = True
+            at, wanted = read_parameters(buf, at, end)
+        elif equals(buf, key_at, key_end, MODEL_NAME) and model < 0:
+            name_at, name_end = read_string(buf, at, end)
+            if name_at < 0:
+                return -1, 0, False
+            model = find_model(shared, buf, name_at, name_end)
+            if model < 0:
+                return -1, 0, False
+            at = name_end + 1
+        else:
+            return -1, 0, False
+        if at < 0:
+            return -1, 0, False
+        at = skip_space(buf, at, end)
+        if at >= end:
+            return -1, 0, False
+        if buf[at] == SHUT_OBJECT:
+            break
+        if buf[at] != COMMA:
+            return -1, 0, False
+        at = skip_space(buf, at + 1, end)
+    model = max(model, 0)
+    if skip_space(buf, at + 1, end) != end or n_rows < 0 or width != models[model].n_features:
+        return -1, 0, False
+    if wanted and not models[model].n_classes:
+        return -1, 0, False
+    return n_rows, model, wanted
+
+
+# --- answer -------------------------------------------------------------------------------------
+
+@inner
+def write_date(out, unix_s):
+    """29 bytes of an IMF-fixdate (RFC 9110 5.6.7). Days to a civil date: H. Hinnant, chrono-compatible algorithms."""
+    day_s = unix_s % 86400
+    days = unix_s // 86400
+    shifted = days + 719468
+    era = shifted // 146097
+    day_of_era = shifted - era * 146097
+    year_of_era = (day_of_era - day_of_era // 1460 + day_of_era // 36524 - day_of_era // 146096) // 365
+    day_of_year = day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
+    shifted_month = (5 * day_of_year + 2) // 153
+    day = day_of_year - (153 * shifted_month + 2) // 5 + 1
+    month = shifted_month + 2 if shifted_month < 10 else shifted_month - 10  # January = 0
+    year = year_of_era + era * 400 + (1 if month < 2 else 0)
+    for i in range(3):
+        out[i] = DAYS[days % 7 * 3 + i]
+        out[8 + i] = MONTHS[month * 3 + i]
+    out[3], out[4], out[7], out[11], out[16] = COMMA, SPACE, SPACE, SPACE, SPACE
+    out[19], out[22], out[25], out[26], out[27], out[28] = COLON, COLON, SPACE, 71, 77, 84
+    two_digits(out, 5, day)
+    two_digits(out, 12, year // 100)
+    two_digits(out, 14, year % 100)
+    two_digits(out, 17, day_s // 3600)
+    two_digits(out, 20, day_s // 60 % 60)
+    two_digits(out, 23, day_s % 60)
+
+
+@inner
+def two_digits(out, at, value):
+    out[at] = 48 + value // 10
+    out[at + 1] = 48 + value % 10
+
+
+@inner
+def write_predictions(shared, model, out, at, predictions, n_rows):
+    labels, text = spans_of(shared.labels), bytes_of(shared.text)
+    for i in range(n_rows):
+        if i:
+            out[at], out[at + 1] = COMMA, SPACE
+            at += 2
+        if model.n_labels:
+            at = put_span(out, at, text, labels[model.first_label + int(predictions[i])])
+        else:
+            at = format_double(predictions[i], out, at)
+    return at
+
+
+@inner
+def write_probabilities(out, at, probabilities, n_rows, n_classes):
+    for i in range(n_rows):
+        if i:
+            out[at], out[at + 1] = COMMA, SPACE
+            at += 2
+        out[at] = OPEN
+        at += 1
+        for j in range(n_classes):
+            if j:
+                out[at], out[at + 1] = COMMA, SPACE
+                at += 2
+            at = format_double(probabilities[i * n_classes + j], out, at)
+        out[at] = SHUT
+        at += 1
+    return at
+
+
+@inner
+def write_head(out, at, date, body_bytes, keep_alive):
+    at = put(out, at, RESPONSE_START)
+    at = put(out, at, date)
+    if not keep_alive:
+        at = put(out, at, RESPONSE_CLOSE)
+    at = put(out, at, RESPONSE_LENGTH)
+    at = format_int(body_bytes, out, at)
+    return put(out, at, RESPONSE_BODY)
+
+
+@inner
+def count(shared, work, model, n_rows, latency_ns):
+    counts, predictions = int64s_of(shared.counts), int64s_of(shared.predictions)
+    first = work.thread * COUNTS
+    counts[first + REQUESTS] += 1
+    counts[first + LATENCY_NS] += latency_ns
+    bucket = 0
+    while bucket < BUCKET_BOUNDS_NS.size and latency_ns > BUCKET_BOUNDS_NS[bucket]:
+        bucket += 1
+    counts[first + BUCKETS + bucket] += 1
+    predictions[work.thread * shared.models.length + model] += n_rows
+
+
+@inner
+def update_date(work):
+    second = now_ns(CLOCK_REALTIME_COARSE, work.clock) // 1_000_000_000
+    if second != work.date_s:
+        write_date(work.date, second)
+        work.date_s = second
+
+
+def answer(shared, work, at, end, out_at):
+    """Serve the request at received[at:end] → the outcome; in work.result: the place after the request, the end
+    of the response, whether to keep the connection.
+
+    The response begins at response[out_at]. With INCOMPLETE_BODY the place is where the request will end.
+    Nothing is written or counted unless the outcome is ANSWERED.
+    """
+    result = work.result
+    outcome, body, length, keep_alive = read_head(shared, work, at, end)
+    result[0], result[1], result[2] = body + length, out_at, keep_alive
+    if outcome != ANSWERED:
+        return outcome
+    start_ns = now_ns(CLOCK_MONOTONIC, work.clock)
+    n_rows, m, wanted = read_body(shared, work, body, body + length)
+    if n_rows < 0:
+        return SLOW
+    model = models_of(shared.models)[m]
+    if call_predict(model.predict, (model.state, work.rows.at, n_rows, work.predictions.at,
+                                    work.probabilities.at if wanted else 0, work.scratch.at)):
+        return SLOW
+    result[1] = write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns)
+    return ANSWERED
+
+
+@inner
+def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns):
+    """The response for the predictions in `work` at response[out_at:] → its end; counts the request."""
+    model, out = models_of(shared.models)[m], bytes_of(work.response)
+    update_date(work)
+    # The head's size depends on the number of digits of the body's length: three is the usual, others move the body.
+    guess = out_at + HEAD_BYTES + (0 if keep_alive else RESPONSE_CLOSE.size) + 3
+    o = write_predictions(shared, model, out, put(out, guess, PREDICTIONS), doubles_of(work.predictions), n_rows)
+    if wanted:
+        o = write_probabilities(out, put(out, o, PROBABILITIES), doubles_of(work.probabilities), n_rows,
+                                model.n_classes)
+    latency_ns = now_ns(CLOCK_MONOTONIC, work.clock) - start_ns
+    o = put_span(out, o, bytes_of(shared.text), model.tail)
+    o = format_double(latency_ns // 100 / 1e4, out, o)
+    out[o] = SHUT_OBJECT
+    body_bytes = o + 1 - guess
+    digits = 1
+    while 10 ** digits <= body_bytes:
+        digits += 1
+    body_at = guess + digits - 3
+    if body_at != guess:
+        memmove(work.response.at + body_at, work.response.at + guess, body_bytes)
+    write_head(out, out_at, work.date, body_bytes, keep_alive)
+    count(shared, work, m, n_rows, latency_ns)
+    return body_at + body_bytes
+
+
+HEAD_BYTES = RESPONSE_START.size + 29 + RESPONSE_LENGTH.size + RESPONSE_BODY.size
+SIGNATURE = types.int64(from_dtype(SHARED), from_dtype(WORK), types.intp, types.intp, types.intp)
+
+
+def compile_answer():
+    """`answer` as a C function of SIGNATURE: compiled apart, so that its callers' own compilation stays short."""
+    return cfunc(SIGNATURE)(answer)

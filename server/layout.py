@@ -1,0 +1,167 @@
+"""What the native threads see: plain arrays, filled by Python before the threads start.
+
+The rule to keep: a row of `connections` is written only by the thread that holds that connection; a
+row of `counts` only by its own thread; `gauges` only through `libc.atomic_add`; all else never changes
+while native threads run, but for `draining`, which goes from 0 to 1 once.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# Where an array or a text is: an address and a number of elements, or an offset in `text` and a number of bytes.
+SPAN = np.dtype([("at", np.int64), ("length", np.int64)])
+
+# A connection's row is found by its descriptor number. `state` says who holds it.
+FREE, WATCHED, OWNED, LINGERING = range(4)  # nobody; its event loop; a worker thread; waits for the client's close
+CONNECTION = np.dtype([
+    ("state", np.int32),
+    ("loop", np.int32),  # index of the event loop that watches it
+    ("phase", np.int32),  # IDLE, or which part of a request is incomplete
+    ("deadline_ns", np.int64),  # of the phase, on the monotonic clock
+    ("saved", np.int64),  # address of received bytes that wait, from malloc; 0 = none
+    ("saved_bytes", np.int64),
+    ("unsent", np.int64),  # address of response bytes that the socket did not take; 0 = none
+    ("unsent_bytes", np.int64),
+])
+
+IDLE, HEAD, BODY = range(3)  # phases
+
+LOOP = np.dtype([("epoll", np.int32), ("wake", np.int32)])  # wake: eventfd that makes the loop look around
+
+MODEL = np.dtype([
+    ("name", SPAN), ("tail", SPAN),  # tail: the response's text between the predictions and the latency
+    ("predict", np.int64), ("state", np.int64),  # addresses: kernels.tabular.NativeModel
+    ("n_features", np.int64), ("n_classes", np.int64), ("takes_missing", np.int32),
+    ("first_label", np.int64), ("n_labels", np.int64),  # rows of `labels`; 0 labels = predictions are numbers
+])
+
+# A whole response for what no thread of Python sees; its Date is filled in where it says.
+REFUSAL = np.dtype([("text", SPAN), ("date_at", np.int64)])
+OVERLOADED, TIMED_OUT = range(2)  # rows of `refusals`
+
+# Columns of `counts`, one row a native thread.
+REQUESTS, LATENCY_NS, EVENTS, BUCKETS = 0, 1, 2, 3
+BUCKET_BOUNDS_NS = np.array([
+    5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000, 500_000_000,
+    1_000_000_000, 2_500_000_000, 5_000_000_000, 10_000_000_000], np.int64)
+COUNTS = 32  # columns: BUCKETS + 20 bounds + the one without a bound, rounded up to whole cache lines
+assert BUCKETS + len(BUCKET_BOUNDS_NS) + 1 <= COUNTS
+
+# Places in `gauges`; each event loop's number of connections follows.
+CONNECTIONS, IDLE_WORKERS, REFUSED, LOOP_LOADS = range(4)
+
+
+# What all native threads share. The spans stand for numpy arrays of `Shared`, named alike.
+SHARED = np.dtype([
+    ("listener", np.int32),
+    ("queue_in", np.int32), ("queue_out", np.int32),  # pipe of descriptors on the way to a worker
+    ("any_host", np.int32),
+    ("origin_matters", np.int32),  # CORS is on: requests with an Origin are not for the hot path
+    ("draining", np.int32),
+    ("answer", np.int64),  # address of the compiled `hotpath.answer`
+    ("max_connections", np.int64), ("max_body_bytes", np.int64),
+    ("idle_ns", np.int64),  # keep-alive without a request
+    ("head_ns", np.int64),  # from the first byte of a head to its end
+    ("body_ns", np.int64),  # from the end of the head to the end of the body
+    ("linger_ns", np.int64),
+    ("connections", SPAN), ("loops", SPAN), ("gauges", SPAN), ("counts", SPAN), ("predictions", SPAN),
+    ("models", SPAN), ("labels", SPAN), ("hosts", SPAN), ("keys", SPAN),
+    ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN),
+])
+
+# One thread's own: buffers, sized so that a request that fits `received` fits all the others; and small things.
+WORK = np.dtype([
+    ("received", SPAN), ("response", SPAN),  # uint8
+    ("rows", SPAN),  # float64: the inputs, row after row
+    ("predictions", SPAN), ("probabilities", SPAN), ("scratch", SPAN),  # float64; the last is the kernel's own
+    ("lines", SPAN),  # int64: where the head's field lines start
+    ("events", SPAN),  # int32: struct epoll_event
+    ("thread", np.int64),  # row of `counts` and `predictions`
+    ("date_s", np.int64),  # the second that `date` says
+    ("date", np.uint8, (29,)),  # the Date header's value
+    ("clock", np.int64, (2,)),  # struct timespec
+    ("interest", np.int32, (4,)),  # one struct epoll_event
+    ("result", np.int64, (4,)),  # what a native function gives beside its return value
+])
+
+
+class Packed:
+    """A record of a dtype above whose spans point to arrays that live as long as this object."""
+
+    def __init__(self, dtype: np.dtype, arrays: dict[str, np.ndarray], values: dict[str, int]):
+        self.record = np.zeros(1, dtype)
+        self.address = self.record.ctypes.data
+        for name, array in arrays.items():
+            assert array.flags.c_contiguous
+            self.record[0][name] = (array.ctypes.data, array.size)
+            setattr(self, name, array)
+        for name, value in values.items():
+            self.record[0][name] = value
+
+
+class Shared(Packed):
+    connections: np.ndarray  # (highest descriptor + 1,) CONNECTION
+    loops: np.ndarray  # (n_loops,) LOOP
+    gauges: np.ndarray  # (LOOP_LOADS + n_loops,) int64
+    counts: np.ndarray  # (n_threads, COUNTS) int64
+    predictions: np.ndarray  # (n_threads, n_models) int64: rows predicted
+    models: np.ndarray  # (n_models,) MODEL
+    labels: np.ndarray  # (n_labels,) SPAN in text
+    hosts: np.ndarray  # (n_hosts,) SPAN in text: lower-case names that a Host may give
+    keys: np.ndarray  # (n_keys,) SPAN in text: API keys; none = no authorization
+    text: np.ndarray  # (n,) uint8
+    refusals: np.ndarray  # (2,) REFUSAL
+    transitions: np.ndarray  # (n_states, 256) uint8: `http1.TRANSITIONS`
+
+
+class Work(Packed):
+    received: np.ndarray
+    response: np.ndarray
+    result: np.ndarray  # (4,) int64: a view of the record's field
+
+    def __init__(self, shared: Shared, thread: int, received_bytes: int, scratch_doubles: int, longest_text: int):
+        """Buffers for requests of up to `received_bytes`; pages that are not touched cost no memory.
+
+        `longest_text` is the length of the longest label or response tail among the models.
+        """
+        def most(size_of_row) -> int:
+            return max(received_bytes // (2 * int(m["n_features"]) + 1) * size_of_row(m) for m in shared.models)
+        label_room = max(NUMBER_ROOM, longest_text + 2)
+        super().__init__(WORK, {
+            "received": np.empty(received_bytes, np.uint8),
+            "response": np.empty(most(lambda m: label_room + NUMBER_ROOM * int(m["n_classes"]) + 4)
+                                 + FLUSH_BYTES + HEAD_ROOM + longest_text, np.uint8),
+            "rows": np.empty(received_bytes // 2 + 1, np.float64),
+            "predictions": np.empty(most(lambda m: 1) + 1, np.float64),
+            "probabilities": np.empty(most(lambda m: int(m["n_classes"])) + 1, np.float64),
+            "scratch": np.empty(scratch_doubles, np.float64),
+            "lines": np.empty(MAX_LINES, np.int64),
+            "events": np.empty(MAX_EVENTS * 4, np.int32),
+        }, {"thread": thread, "date_s": -1})
+        self.result = self.record[0]["result"]
+
+
+MAX_LINES = 128
+MAX_EVENTS = 64
+FLUSH_BYTES = 16384  # answers to pipelined requests are sent together up to about this size
+HEAD_ROOM = 512  # response bytes around the predictions, the model's name aside
+NUMBER_ROOM = 27  # a double's text and ", "
+
+
+class Text:
+    """Bytes gathered into one array, each with its SPAN."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray()
+
+    def add(self, text: bytes) -> tuple[int, int]:
+        self.bytes += text
+        return len(self.bytes) - len(text), len(text)
+
+    def spans(self, texts: Sequence[bytes]) -> np.ndarray:
+        return np.array([self.add(text) for text in texts], SPAN)
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(bytes(self.bytes) or b"\0", np.uint8)

@@ -1,0 +1,117 @@
+"""The C library as numba functions call it: sockets, epoll, memory, clocks, and atomic counters.
+
+The rule to keep: addresses are plain `intp` numbers, and whoever makes one (`array.ctypes.data`)
+proves the length first; nothing here checks. Every call may block only when its caller holds no GIL.
+
+Linux only (epoll); man pages: recv(2), send(2), accept4(2), epoll_ctl(2), epoll_wait(2).
+"""
+
+import platform
+
+import numpy as np
+from llvmlite import ir
+from numba import from_dtype, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
+
+from kernels.compiled import inner
+
+recv = types.ExternalFunction("recv", types.intp(types.int32, types.intp, types.intp, types.int32))
+send = types.ExternalFunction("send", types.intp(types.int32, types.intp, types.intp, types.int32))
+accept4 = types.ExternalFunction("accept4", types.int32(types.int32, types.intp, types.intp, types.int32))
+close = types.ExternalFunction("close", types.int32(types.int32))
+shutdown = types.ExternalFunction("shutdown", types.int32(types.int32, types.int32))
+read = types.ExternalFunction("read", types.intp(types.int32, types.intp, types.intp))
+write = types.ExternalFunction("write", types.intp(types.int32, types.intp, types.intp))
+epoll_ctl = types.ExternalFunction(
+    "epoll_ctl", types.int32(types.int32, types.int32, types.int32, types.intp))
+epoll_wait = types.ExternalFunction(
+    "epoll_wait", types.int32(types.int32, types.intp, types.int32, types.int32))
+clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+malloc = types.ExternalFunction("malloc", types.intp(types.intp))
+free = types.ExternalFunction("free", types.void(types.intp))
+memcpy = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
+memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
+_errno_location = types.ExternalFunction("__errno_location", types.intp())
+
+MSG_DONTWAIT, MSG_NOSIGNAL = 0x40, 0x4000
+SHUT_WR = 1
+EINTR, EAGAIN = 4, 11
+EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
+EPOLLIN = 1
+SOCK_CLOEXEC = 0x80000
+CLOCK_MONOTONIC, CLOCK_REALTIME_COARSE = 1, 5
+
+# struct epoll_event {uint32 events; uint64 data}: packed on x86-64 only. As int32 columns: events, data.
+EVENT_INTS = 3 if platform.machine() == "x86_64" else 4
+EVENT_DATA = 1 if platform.machine() == "x86_64" else 2
+
+
+@intrinsic
+def _load_i32(typing_context, address):
+    """The int32 at an address."""
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
+    return types.int32(types.intp), generate
+
+
+@intrinsic
+def _atomic_add(typing_context, address, value):
+    """Add to the int64 at an address, visible to all threads in one order; gives the value before."""
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
+    return types.int64(types.intp, types.int64), generate
+
+
+def caller_of(result, *arguments):
+    """A function that calls C code of this signature through its address: `call(address, (…))`."""
+    @intrinsic
+    def call(typing_context, address, given):
+        def generate(context, builder, signature, args):
+            kind = ir.FunctionType(context.get_value_type(result), [context.get_value_type(a) for a in arguments])
+            values = cgutils.unpack_tuple(builder, args[1])
+            cast = [context.cast(builder, *each) for each in zip(values, given.types, arguments)]
+            return builder.call(builder.inttoptr(args[0], kind.as_pointer()), cast)
+        return result(types.intp, given), generate
+    return call
+
+
+@inner
+def errno():
+    return _load_i32(_errno_location())
+
+
+@inner
+def atomic_add(array, index, value):
+    """array[index] += value for int64 arrays shared by threads; gives the value before."""
+    return _atomic_add(array.ctypes.data + index * 8, value)
+
+
+def view_of(dtype):
+    """A function that makes the array that a `layout.SPAN` stands for: span.length elements of this dtype at span.at."""
+    element = from_dtype(np.dtype(dtype))
+    array_type = types.Array(element, 1, "C")
+
+    @intrinsic
+    def view(typing_context, span):
+        def generate(context, builder, signature, args):
+            fields = builder.bitcast(args[0], ir.IntType(64).as_pointer())
+            address = builder.load(fields)
+            length = builder.load(builder.gep(fields, [ir.Constant(ir.IntType(32), 1)]))
+            array = make_array(array_type)(context, builder)
+            size = context.get_constant(types.intp, np.dtype(dtype).itemsize)
+            populate_array(array, data=builder.inttoptr(address, context.get_data_type(element).as_pointer()),
+                           shape=[length], strides=[size], itemsize=size, meminfo=None)
+            return array._getvalue()
+        return array_type(span), generate
+    return view
+
+
+@inner
+def now_ns(clock, timespec):
+    """Nanoseconds of a clock; `timespec`: (2,) int64 of scratch. Answered by the vDSO, without a system call."""
+    clock_gettime(clock, timespec.ctypes.data)
+    return timespec[0] * 1_000_000_000 + timespec[1]

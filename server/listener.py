@@ -1,0 +1,83 @@
+"""The listening socket, and a thread a connection behind it: all that there is without native code.
+
+The rule to keep: what holds for a connection here (limits, deadlines, draining) holds for one of `native_listener` too.
+"""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from http.server import ThreadingHTTPServer
+
+from server.application import Application
+from server.connection import SEND_S, WAIT_S, Connection, Limits
+from server.errors import OVERLOADED, refusal
+
+BACKLOG = 4096
+
+
+class Listener(ThreadingHTTPServer):
+    """Listens at (host, port) and serves with `application`; without native code, one thread a connection."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = BACKLOG
+    allow_reuse_port = False
+
+    def __init__(self, host: str, port: int, application: Application, limits: Limits):
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        self.application, self.limits, self.draining = application, limits, False
+        self._open = 0
+        self._open_lock = threading.Lock()
+        super().__init__((host, port), Connection, bind_and_activate=False)
+        self.server_bind()
+
+    def server_bind(self) -> None:
+        """Bind without the reverse DNS look-up of HTTPServer; accepted sockets inherit the options set here."""
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(WAIT_S))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(SEND_S))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def handle_error(self, request, client_address) -> None:
+        pass  # the client is gone; whatever else fails is answered and logged by `Application.answer`
+
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """Do what takes long before the first connection; `progress` is told each step."""
+
+    def start(self) -> None:
+        """Accept connections, in threads of its own."""
+        self.server_activate()
+        self._serving = threading.Thread(target=self.serve_forever, name="accept", daemon=True)
+        self._serving.start()
+
+    def process_request(self, request, client_address) -> None:
+        with self._open_lock:
+            self._open += 1
+            admitted = self._open <= self.limits.max_connections
+        if admitted:
+            super().process_request(request, client_address)
+        else:
+            request.sendall(refusal(OVERLOADED, formatdate(usegmt=True)))
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request) -> None:
+        with self._open_lock:
+            self._open -= 1
+        super().shutdown_request(request)
+
+    def drain(self, deadline: float) -> None:
+        """Stop accepting, let what is in flight finish until `deadline` (monotonic)."""
+        self.draining = True
+        self.shutdown()
+        self.socket.close()
+        while self._open and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))

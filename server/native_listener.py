@@ -1,0 +1,197 @@
+"""The threads of the native path and what they share: event loops and workers around the listening socket.
+
+The rule to keep: threads are started before they are needed, because a thread that is started while others
+hold the cores waits for them; and whoever takes the last idle worker's place starts another first.
+"""
+
+import json
+import os
+import resource
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from server import errors, layout
+from server.application import Application
+from server.connection import LINGER_S, Connection, Gone, Limits
+from server.event_loop import GONE, LARGE, LATE, Native
+from server.http1 import TRANSITIONS
+from server.listener import Listener
+
+LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
+FIRST_WORKERS, MOST_WORKERS = 8, 256
+SPARE_DESCRIPTORS = 1024  # beyond the connections: files, pipes, refused clients that are still being told
+DATE_PLACE = "x" * 29  # native code writes the Date here
+
+
+class NativeListener(Listener):
+    """Serves with event loops and workers: Python sees only what the hot path does not answer."""
+
+    def __init__(self, host: str, port: int, application: Application, limits: Limits):
+        super().__init__(host, port, application, limits)
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._workers = 0
+        self._queue = os.pipe()
+
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """Compile what these models need, or load it from the cache."""
+        self.native = Native(progress)
+        n_loops = len(os.sched_getaffinity(0))
+        self._build_shared(n_loops, _raise_descriptor_limit(self.limits.max_connections + SPARE_DESCRIPTORS))
+
+    def _build_shared(self, n_loops: int, n_descriptors: int) -> None:
+        app, limits, text = self.application, self.limits, layout.Text()
+        models = [model.native() for model in app.models.by_name.values()]
+        self._kept = models
+        self._scratch_doubles = max(model.scratch_doubles for model in models)
+        rows, labels = np.zeros(len(models), layout.MODEL), []
+        for row, native, model in zip(rows, models, app.models.by_name.values()):
+            row["name"] = text.add(model.name.encode())
+            row["tail"] = text.add(b'], "model": %s, "version": %s, "latency_ms": ' % (
+                json.dumps(model.name).encode(), json.dumps(model.version).encode()))
+            row["predict"], row["state"] = native.predict_address, native.state_address
+            row["n_features"], row["n_classes"] = native.n_features, native.n_classes
+            row["takes_missing"] = native.takes_missing
+            row["first_label"], row["n_labels"] = len(labels), len(native.labels or ())
+            labels += native.labels or ()
+        self._longest_text = max(map(len, labels), default=0) + int(rows["tail"]["length"].max())
+        refusals = np.zeros(2, layout.REFUSAL)
+        for row, error in ((layout.OVERLOADED, errors.OVERLOADED), (layout.TIMED_OUT, errors.TIMED_OUT)):
+            response = errors.refusal(error, DATE_PLACE)
+            refusals[row] = (text.add(response), response.index(DATE_PLACE.encode()))
+        n_threads = n_loops + MOST_WORKERS
+        self.shared = layout.Shared(layout.SHARED, {
+            "connections": np.zeros(n_descriptors, layout.CONNECTION), "loops": self._make_loops(n_loops),
+            "gauges": np.zeros(layout.LOOP_LOADS + n_loops, np.int64),
+            "counts": np.zeros((n_threads, layout.COUNTS), np.int64),
+            "predictions": np.zeros((n_threads, len(models)), np.int64),
+            "models": rows, "labels": text.spans(labels),
+            "hosts": text.spans([host.encode() for host in sorted(app.allowed_hosts or ())]),
+            "keys": text.spans(app.keys), "refusals": refusals, "transitions": TRANSITIONS, "text": text.array(),
+        }, {
+            "listener": self.fileno(), "queue_out": self._queue[0], "queue_in": self._queue[1],
+            "any_host": app.allowed_hosts is None, "origin_matters": app.cors_origin is not None,
+            "answer": self.native.answer_address,
+            "max_connections": limits.max_connections, "max_body_bytes": limits.max_body_bytes,
+            "idle_ns": int(limits.idle_s * 1e9), "head_ns": int(limits.head_s * 1e9),
+            "body_ns": int(limits.body_s * 1e9), "linger_ns": int(LINGER_S * 1e9),
+        })
+        app.metrics.shared = self.shared
+
+    def _make_loops(self, n_loops: int) -> np.ndarray:
+        """An epoll a core, each with the listening socket: the kernel wakes only one of those that wait for it."""
+        loops = np.zeros(n_loops, layout.LOOP)
+        self._epolls = []
+        for loop in loops:
+            epoll = select.epoll()
+            wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            epoll.register(self.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            epoll.register(wake, select.EPOLLIN | select.EPOLLET)
+            loop["epoll"], loop["wake"] = epoll.fileno(), wake
+            self._epolls.append(epoll)
+        return loops
+
+    def start(self) -> None:
+        self.socket.setblocking(False)
+        self.server_activate()
+        for i in range(len(self.shared.loops)):
+            self._start(f"loop-{i}", self._loop, i)
+        for _ in range(FIRST_WORKERS):
+            self._start_worker()
+
+    def drain(self, deadline: float) -> None:
+        self.draining = True
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.shared.record[0]["draining"] = 1
+        for loop in self.shared.loops:
+            os.eventfd_write(int(loop["wake"]), 1)
+        for thread in self._threads[:len(self.shared.loops)]:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    # --- threads ---
+
+    def _start(self, name: str, target: Callable, *args) -> None:
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self, thread: int, received_bytes: int = LOOP_BYTES) -> layout.Work:
+        return layout.Work(self.shared, thread, received_bytes, self._scratch_doubles, self._longest_text)
+
+    def _loop(self, i: int) -> None:
+        work = self._work(i)
+        self.native.run_loop(self.shared.address, work.address, i)
+
+    def _start_worker(self) -> None:
+        with self._lock:
+            if self._workers == MOST_WORKERS:
+                return
+            thread = len(self.shared.loops) + self._workers
+            self._workers += 1
+        self._start(f"worker-{thread}", self._worker, thread)
+
+    def _worker(self, thread: int) -> None:
+        work = self._work(thread)
+        while True:
+            fd = self.native.take(self.shared.address, work.address)
+            if self.shared.gauges[layout.IDLE_WORKERS] <= 0:
+                self._start_worker()
+            self._serve(fd, work, thread)
+
+    def _serve(self, fd: int, work: layout.Work, thread: int) -> None:
+        """Serve one connection until it is closed or back in its event loop."""
+        native, shared = self.native, self.shared.address
+        n = native.begin(shared, work.address, fd)
+        connection = None
+        while n >= 0:
+            outcome = native.serve_owned(shared, work.address, fd, n, LOOP_BYTES)
+            if outcome == GONE:
+                return
+            n, needed = int(work.result[0]), int(work.result[1])
+            if outcome == LARGE:
+                larger = self._work(thread, needed)
+                larger.received[:n] = work.received[:n]
+                work = larger
+                continue
+            connection = connection or HeldConnection(self)
+            n = connection.serve(fd, work.received, n, late=outcome == LATE)
+            if n < 0:
+                native.leave(shared, work.address, fd)
+
+
+class HeldConnection(Connection):
+    """A connection that native code owns and lends to Python for one request at a time."""
+
+    def __init__(self, server: NativeListener):
+        self.server, self.client_address = server, None
+        self.setup()
+
+    def serve(self, fd: int, buffer: np.ndarray, n: int, late: bool) -> int:
+        """Serve the request that begins at buffer[0:n] → how many bytes of a next one are there; -1: to be closed."""
+        self.received[:] = buffer[:n].tobytes()
+        self.request = socket.socket(self.server.address_family, socket.SOCK_STREAM, fileno=fd)
+        try:
+            self.client_address = self.client_address or self.request.getpeername()
+            self.time_out() if late else self.handle_one_request()
+        except (Gone, OSError):
+            self.close_connection = True
+        finally:
+            self.request.detach()
+        if self.close_connection:
+            return -1
+        n = len(self.received)
+        buffer[:n] = np.frombuffer(self.received, np.uint8)
+        return n
+
+
+def _raise_descriptor_limit(wanted: int) -> int:
+    """Allow `wanted` descriptors where the system lets us → how many there may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return min(allowed, wanted)
