@@ -18,7 +18,7 @@ def load(path: str | Path, threads: int = 1, native: bool = True) -> TabularMode
     """The model in the file at `path`; the file says which kind.
 
     `threads` is how many threads may share one call of `predict`. `native=False` computes with
-    numpy alone and gives the same bits. Raises ModelError for a file that is not a sound model and OSError for
-    one that cannot be read. The file stays mapped: replace it by renaming, never by writing into it.
+    numpy alone and gives the same bits. Raises ModelError for a file that is not a sound model and OSError
+    for one that cannot be read. The file stays mapped: replace it by renaming, never by writing into it.
     """
     return TabularModel.load(path, threads=threads, native=native)

@@ -71,7 +71,9 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _contents(model: TabularModel) -> dict[str, Any]:
     """The model as the arguments of `save_dense`."""
     widths = [model.n_features] + [len(layer.bias) for layer in model.layers]
-    layers = [(_weights(layer)[:, :n_in], layer.bias) for layer, n_in in zip(model.layers, widths[:-1], strict=True)]
+    layers = [
+        (_weights(layer)[:, :n_in], layer.bias) for layer, n_in in zip(model.layers, widths[:-1], strict=True)
+    ]
     signature = model.signature
     return {
         "layers": layers, "activations": [layer.activation for layer in model.layers],
@@ -91,7 +93,8 @@ def _formats(model: TabularModel) -> str:
 
 
 def _largest_error(source: TabularModel, target: TabularModel) -> float:
-    return max(np.abs(_weights(a) - _weights(b)).max() for a, b in zip(source.layers, target.layers, strict=True))
+    pairs = zip(source.layers, target.layers, strict=True)
+    return max(np.abs(_weights(a) - _weights(b)).max() for a, b in pairs)
 
 
 # ---- inspect -----------------------------------------------------------------------------------------------
@@ -103,8 +106,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     _print_table([(_printable(key), _shown(value)) for key, value in file.metadata.items()])
     print(f"\n{len(file.tensors)} tensors")
     _print_table([
-        (_printable(tensor.name), tensor.format.name, " × ".join(map(str, tensor.shape)), f"{tensor.data.size:,} bytes",
-         f"at {tensor.offset}")
+        (_printable(tensor.name), tensor.format.name, " × ".join(map(str, tensor.shape)),
+         f"{tensor.data.size:,} bytes", f"at {tensor.offset}")
         for tensor in file.tensors.values()
     ])
     return 0
@@ -139,7 +142,8 @@ def _warm(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("server") is None:
         return 0
     # In a process of its own: this room never imports the server's.
-    return subprocess.run([sys.executable, "-m", "server", "warm", *map(str, arguments.models)], check=False).returncode
+    command = [sys.executable, "-m", "server", "warm", *map(str, arguments.models)]
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -71,11 +71,18 @@ def cache_dir(package_dir: Path) -> Path:
             return folder
         if read_only is None and _is_trusted(folder):
             read_only = folder
-    private = Path(tempfile.mkdtemp(prefix="testigo-"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    folder = _process_root() / name
     if read_only is not None:
-        shutil.copytree(read_only, private, dirs_exist_ok=True)
-    return private
+        shutil.copytree(read_only, folder)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _process_root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="testigo-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
 
 
 def _digest(package_dir: Path) -> str:

@@ -1,7 +1,7 @@
 """Native kernels of dense layers: matrix × vector straight from GGUF blocks, and a whole model over rows.
 
-The rule to keep: every product, sum and activation happens in the order that `dense_numpy.py` spells out, so that
-both give the same bits. Kernels check nothing, allocate nothing, never raise and never take the GIL.
+The rule to keep: every product, sum and activation happens in the order that `dense_numpy.py` spells out, so
+that both give the same bits. Kernels check nothing, allocate nothing, never raise and never take the GIL.
 
 One sum, for a row of weights w and an input x zero-padded to a multiple of 32: lane l of eight accumulates
 w[8b + l] · x[8b + l] over b ascending; `simd.sum_lanes` adds the lanes; the bias comes last.
@@ -33,8 +33,9 @@ F32_BLOCK, F16_BLOCK, Q8_0_BLOCK, Q4_0_BLOCK = 128, 64, 34, 18  # bytes; maps in
 
 # ---- one block of 32 weights: acc + w · x, eight lanes at a time -------------------------------------------
 
-# `register_jitable`, not `inner`, where a function is passed as an argument: a compiled function there would be an
-# address of this process and could not be cached. Written out group by group: LLVM leaves a loop of four as a loop.
+# `register_jitable`, not `inner`, where a function is passed as an argument: a compiled function there would
+# be an address of this process and could not be cached. Written out group by group: LLVM leaves a loop of
+# four as a loop.
 
 @register_jitable
 def _dot_f32(w, x, acc):
@@ -101,7 +102,7 @@ def _matvec(dot, block_bytes, layer, x, y):
 
 @register_jitable
 def matvec_f32(layer, x, y):
-    """The sums of a LAYER record with F32 weights for the input at address x (n_in_padded float64), to address y."""
+    """To address y, the sums of a LAYER record with F32 weights for the n_in_padded float64 at address x."""
     _matvec(_dot_f32, F32_BLOCK, layer, x, y)
 
 
@@ -289,7 +290,7 @@ PREDICT = {F32: predict_f32, F16: predict_f16, Q8_0: predict_q8_0, Q4_0: predict
 
 
 def compile_predict(tensor_types: frozenset[int]):
-    """The model kernel for layers of these formats, compiled or from the cache; `.address` is its entry point."""
+    """The model kernel for layers of these formats, compiled or from the cache; `.address` is its entry."""
     if len(tensor_types) == 1:
         return _compiled(PREDICT[min(tensor_types)])
     return _compiled(predict_mixed)

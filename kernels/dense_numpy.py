@@ -15,7 +15,7 @@ CHUNK_VALUES = 1 << 20  # float64 of accumulators at a time: 8 MiB
 
 
 def matvec(weights: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The sums (n, n_out) of x (n, n_in_padded), weights (n_out, n_in_padded) and bias (n_out), all float64."""
+    """The sums (n, n_out) of x (n, n_in_padded), weights (n_out, n_in_padded), bias (n_out); all float64."""
     rows = max(1, CHUNK_VALUES // (len(weights) * LANES))
     sums = np.empty((len(x), len(weights)))
     for first in range(0, len(x), rows):
@@ -61,7 +61,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return e / total[:, None]
 
 
-def binary_probabilities(scores: np.ndarray) -> np.ndarray:
+def binary(scores: np.ndarray) -> np.ndarray:
     """[1 − p, p] with p the logistic of the score: (n, 1) → (n, 2)."""
     p = _elementwise(logistic, scores)
     return np.concatenate([1 - p, p], axis=1)

@@ -1,7 +1,7 @@
 """Writing tabular models: arrays, or a fitted scikit-learn estimator, become a GGUF file.
 
-The rule to keep: what cannot be written as the format says is refused by name; nothing is dropped. The format is at
-the head of tabular.py. Writing needs the `gguf` package; scikit-learn itself is never imported.
+The rule to keep: what cannot be written as the format says is refused by name; nothing is dropped. The format
+is at the head of tabular.py. Writing needs the `gguf` package; scikit-learn itself is never imported.
 """
 
 import os
@@ -39,11 +39,11 @@ def save_dense(
 ) -> None:
     """Write a model of dense layers, each (weights (n_out, n_in), bias (n_out)), to the GGUF file at `path`.
 
-    The new file is checked by loading it before it takes its name, in one step, so that a server that has an older file
-    of this name mapped is not disturbed. Raises ModelError for what the format does not take.
+    The new file is checked by loading it before it takes its name, in one step, so that a server that has an
+    older file of this name mapped is not disturbed. Raises ModelError for what the format does not take.
     """
     if tensor_type not in TENSOR_TYPES:
-        raise ModelError(f"expected a tensor type out of {', '.join(TENSOR_TYPES)}, found {tensor_type!r:.40}")
+        raise ModelError(f"expected {', '.join(TENSOR_TYPES)} for the tensor type, found {tensor_type!r:.40}")
     widths = _checked_widths(layers)
     strings = {"general.name": name, "general.version": version, "tabular.task": task}
     arrays = {
@@ -54,8 +54,8 @@ def save_dense(
     path = Path(path)
     unchecked = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        _write(unchecked, strings, {key: _array(key, v) for key, v in arrays.items() if v is not None},
-               _tensors(layers, {key: v for key, v in vectors.items() if v is not None}, TENSOR_TYPES[tensor_type]))
+        typed_arrays = {key: _array(key, values) for key, values in arrays.items() if values is not None}
+        _write(unchecked, strings, typed_arrays, _tensors(layers, vectors, TENSOR_TYPES[tensor_type]))
         TabularModel(reader.read(unchecked), threads=1, native=False)
         unchecked.replace(path)
     finally:
@@ -87,15 +87,19 @@ def _array(key: str, values: Sequence) -> tuple[str, list]:
     raise ModelError(f"expected strings, or integers, in {key}")
 
 
-def _tensors(layers: Sequence[DenseLayer], vectors: dict[str, Sequence[float]], tensor_type: int) -> dict:
+def _tensors(
+    layers: Sequence[DenseLayer], vectors: dict[str, Sequence[float] | None], tensor_type: int,
+) -> dict[str, tuple[np.ndarray, int]]:
     """name → (bytes (rows, row_bytes), tensor type)."""
     tensors = {}
     for i, (weights, bias) in enumerate(layers):
-        tensors[f"dense.{i}.weight"] = quants.quantize(_pad(np.asarray(weights, np.float64)), tensor_type), tensor_type
+        padded = _pad(np.asarray(weights, np.float64))
+        tensors[f"dense.{i}.weight"] = quants.quantize(padded, tensor_type), tensor_type
         with np.errstate(over="ignore"):  # the loader refuses an infinite bias
             tensors[f"dense.{i}.bias"] = np.asarray(bias).astype("<f4").view(np.uint8), reader.F32
     for key, values in vectors.items():
-        tensors[key] = np.asarray(values).astype("<f8").view(np.uint8), reader.F64
+        if values is not None:
+            tensors[key] = np.asarray(values).astype("<f8").view(np.uint8), reader.F64
     return tensors
 
 
@@ -129,8 +133,9 @@ def _write(path: Path, strings: dict[str, str], arrays: dict[str, tuple[str, lis
 def from_sklearn(estimator) -> dict[str, object]:
     """The arguments of `save_dense`, all but path, name, version and tensor_type, for a fitted estimator.
 
-    Takes LogisticRegression, LinearRegression, Ridge, MLPClassifier and MLPRegressor, alone or at the end of a Pipeline behind a
-    SimpleImputer, a StandardScaler, or both in this order. Raises ModelError for anything else.
+    Takes LogisticRegression, LinearRegression, Ridge, MLPClassifier and MLPRegressor, alone or at the end of
+    a Pipeline behind a SimpleImputer, a StandardScaler, or both in this order. Raises ModelError for anything
+    else.
     """
     steps = [step for _, step in estimator.steps] if _is(estimator, "Pipeline") else [estimator]
     steps = [step for step in steps if step is not None and not isinstance(step, str)]  # "passthrough"
@@ -164,7 +169,8 @@ def _read_imputer(imputer) -> dict[str, object]:
     statistics = imputer.statistics_.tolist()  # an array of objects where the fill value is a constant
     are_numbers = all(isinstance(number, (int, float)) and np.isfinite(number) for number in statistics)
     if not is_nan or imputer.add_indicator or not are_numbers:
-        raise ModelError("expected a SimpleImputer of NaN, without an indicator, that has a number for every feature")
+        raise ModelError("expected a SimpleImputer of NaN, without an indicator, "
+                         "that has a number for every feature")
     return {"fill_values": statistics}
 
 
@@ -193,11 +199,12 @@ def _read_linear_regression(estimator) -> dict[str, object]:
 
 
 def _read_mlp(estimator) -> dict[str, object]:
-    layers = [(weights.T, bias) for weights, bias in zip(estimator.coefs_, estimator.intercepts_, strict=True)]
+    pairs = zip(estimator.coefs_, estimator.intercepts_, strict=True)
+    layers = [(weights.T, bias) for weights, bias in pairs]
     activations = [estimator.activation] * (len(layers) - 1) + [estimator.out_activation_]
     for activation in activations:
         if activation not in ACTIVATIONS:
-            raise ModelError(f"expected an activation out of {', '.join(ACTIVATIONS)}, found {activation!r:.40}")
+            raise ModelError(f"expected the activation {', '.join(ACTIVATIONS)}, found {activation!r:.40}")
     return {"layers": layers, "activations": activations}
 
 

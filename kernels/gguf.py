@@ -37,7 +37,8 @@ F32, F16, Q4_0, Q8_0, F64 = 0, 1, 2, 8, 28
 
 FORMATS = {
     0: Format("F32", 1, 4), 1: Format("F16", 1, 2),
-    2: Format("Q4_0", 32, 18), 3: Format("Q4_1", 32, 20), 6: Format("Q5_0", 32, 22), 7: Format("Q5_1", 32, 24),
+    2: Format("Q4_0", 32, 18), 3: Format("Q4_1", 32, 20),
+    6: Format("Q5_0", 32, 22), 7: Format("Q5_1", 32, 24),
     8: Format("Q8_0", 32, 34), 9: Format("Q8_1", 32, 40),
     10: Format("Q2_K", 256, 84), 11: Format("Q3_K", 256, 110), 12: Format("Q4_K", 256, 144),
     13: Format("Q5_K", 256, 176), 14: Format("Q6_K", 256, 210), 15: Format("Q8_K", 256, 292),
@@ -51,7 +52,8 @@ FORMATS = {
 }
 
 # value type → its little-endian layout; strings (8) and arrays (9) have a length of their own
-SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
+           12: "<f8"}
 BOOL, STRING, ARRAY = 7, 8, 9
 SMALLEST_BYTES = {STRING: 8, ARRAY: 12} | {t: np.dtype(layout).itemsize for t, layout in SCALARS.items()}
 
@@ -77,7 +79,7 @@ class GGUFFile:
     """A checked file: its metadata, and its tensors in the file's order."""
 
     path: Path
-    metadata: dict[str, object]  # str, int, float, bool, list[str], list of lists, or 1-D array (numbers, bools)
+    metadata: dict[str, object]  # str, int, float, bool; arrays: list of str or of arrays, 1-D ndarray
     tensors: dict[str, Tensor]
     alignment: int
     size_bytes: int
@@ -107,7 +109,8 @@ def _read_mapped(path: Path, data: np.ndarray) -> GGUFFile:
     if version != VERSION:
         big_endian = " (a big-endian file)" if version == VERSION << 24 else ""
         raise ModelError(f"expected GGUF version {VERSION}, found {version}{big_endian}")
-    # A tensor's entry: name length, number of dimensions, one dimension, type, offset. A pair's: key length, type, value.
+    # A tensor's entry: name length, number of dimensions, one dimension, type, offset. A pair's: key length,
+    # type, value.
     n_tensors = cursor.count(8 + 4 + 8 + 4 + 8, "tensors")
     n_pairs = cursor.count(8 + 4 + 1, "metadata pairs")
     metadata = _read_metadata(cursor, n_pairs)
@@ -128,7 +131,8 @@ class _Cursor:
     def take(self, size: int, what: str) -> np.ndarray:
         """The next `size` bytes, as a view."""
         if size > len(self.data) - self.pos:
-            raise ModelError(f"expected {size} bytes of {what} at byte {self.pos}, the file ends at {len(self.data)}")
+            raise ModelError(f"expected {size} bytes of {what} at byte {self.pos}, "
+                             f"the file ends at {len(self.data)}")
         self.pos += size
         return self.data[self.pos - size:self.pos]
 
@@ -202,7 +206,7 @@ def _read_array(cursor: _Cursor, what: str, depth: int) -> np.ndarray | list:
 def _alignment(metadata: dict[str, object]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-        raise ModelError(f"expected general.alignment to be a power of two, 8 or more, found {alignment!r:.40}")
+        raise ModelError(f"expected a power of two, 8 or more, in general.alignment, found {alignment!r:.40}")
     return alignment
 
 
@@ -230,11 +234,14 @@ def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
         raise ModelError(f"expected a known tensor type for {name!r}, found {tensor_type}")
     format_name, elements, size_bytes = FORMATS[tensor_type]
     if min(dims) == 0 or dims[0] % elements:
-        raise ModelError(f"expected rows of {name!r} in whole blocks of {elements} ({format_name}), found shape {dims[::-1]}")
+        raise ModelError(f"expected rows of {name!r} in whole blocks of {elements} ({format_name}), "
+                         f"found shape {dims[::-1]}")
     return _TensorInfo(name, tuple(dims[::-1]), tensor_type, offset, dims[0] // elements * size_bytes)
 
 
-def _tensor_table(data: np.ndarray, infos: list[_TensorInfo], start: int, alignment: int) -> dict[str, Tensor]:
+def _tensor_table(
+    data: np.ndarray, infos: list[_TensorInfo], start: int, alignment: int,
+) -> dict[str, Tensor]:
     end = start
     tensors: dict[str, Tensor] = {}
     for info in sorted(infos, key=lambda info: info.offset):
@@ -242,12 +249,15 @@ def _tensor_table(data: np.ndarray, infos: list[_TensorInfo], start: int, alignm
         if info.name in tensors:
             raise ModelError(f"expected tensor names to be unique, found {info.name!r} twice")
         if info.offset % alignment:
-            raise ModelError(f"expected the offset of {info.name!r} to be a multiple of {alignment}, found {info.offset}")
+            raise ModelError(f"expected a multiple of {alignment} for the offset of {info.name!r}, "
+                             f"found {info.offset}")
         if offset < end:
-            raise ModelError(f"expected tensors that do not overlap, {info.name!r} starts at byte {offset}, before {end}")
+            raise ModelError(f"expected tensors that do not overlap, {info.name!r} starts at byte {offset}, "
+                             f"before {end}")
         end = offset + size
         if end > len(data):
-            raise ModelError(f"expected {size} bytes of {info.name!r} at byte {offset}, the file ends at {len(data)}")
+            raise ModelError(f"expected {size} bytes of {info.name!r} at byte {offset}, "
+                             f"the file ends at {len(data)}")
         rows = data[offset:end].reshape(info.n_rows, info.row_bytes)
         tensors[info.name] = Tensor(info.name, info.shape, info.tensor_type, offset, rows)
     return {info.name: tensors[info.name] for info in infos}

@@ -1,13 +1,14 @@
 """The native form of a tabular model: a function's address and the state that it reads.
 
-The rule to keep: the server's hot path knows a model by `NativeModel` alone. The records below are read by compiled
-code by field name; a change of a field is a change of the compiled kernels.
+The rule to keep: the server's hot path knows a model by `NativeModel` alone. The records below are read by
+compiled code by field name; a change of a field is a change of the compiled kernels.
 
     int32 predict(intp state, intp rows, intp n_rows, intp predictions, intp probabilities, intp scratch)
 
-`rows` is (n_rows, n_features) float64, NaN where missing; `predictions` takes n_rows float64 (the class index of a
-classifier); `probabilities` takes (n_rows, n_classes) float64, or is 0 when they are not wanted; `scratch` is
-`scratch_doubles` float64 of the calling thread's own. It returns 0, or 1 when a score is not finite.
+`rows` is (n_rows, n_features) float64, NaN where missing; `predictions` takes n_rows float64 (the class index
+of a classifier); `probabilities` takes (n_rows, n_classes) float64, or is 0 when they are not wanted;
+`scratch` is `scratch_doubles` float64 of the calling thread's own. It returns 0, or 1 when a score is not
+finite.
 """
 
 from dataclasses import dataclass, field

@@ -82,8 +82,10 @@ def _divide(blocks: np.ndarray, scale: np.ndarray) -> np.ndarray:
 class Codec(NamedTuple):
     """How one format's rows are read and written."""
 
-    values: Callable[[np.ndarray], np.ndarray]  # (rows, row_bytes) uint8 → (rows, n) float64
-    bytes: Callable[[np.ndarray], np.ndarray]  # (rows, blocks, 32) float64 → (rows, blocks, block_bytes) uint8
+    # (rows, row_bytes) uint8 → (rows, n) float64
+    values: Callable[[np.ndarray], np.ndarray]
+    # (rows, blocks, 32) float64 → (rows, blocks, block_bytes) uint8
+    bytes: Callable[[np.ndarray], np.ndarray]
 
 
 CODECS = {
@@ -110,8 +112,9 @@ def quantize(values: np.ndarray, tensor_type: int) -> np.ndarray:
         raise ModelError(f"expected rows in multiples of {BLOCK} values, found {n}")
     if not np.isfinite(values).all():
         raise ModelError("expected finite weights")
+    blocks = values.astype(np.float64, order="C").reshape(rows, n // BLOCK, BLOCK)
     with np.errstate(over="ignore"):
-        quantized = CODECS[tensor_type].bytes(values.astype(np.float64, order="C").reshape(rows, n // BLOCK, BLOCK))
+        quantized = CODECS[tensor_type].bytes(blocks)
     quantized = quantized.reshape(rows, -1)
     if not np.isfinite(dequantize(quantized, tensor_type)).all():
         raise ModelError("expected smaller weights: one is too large for the format")
@@ -119,5 +122,5 @@ def quantize(values: np.ndarray, tensor_type: int) -> np.ndarray:
 
 
 def all_finite(rows: np.ndarray, tensor_type: int) -> bool:
-    """Whether every value of a tensor's bytes, (rows, row_bytes) uint8, is finite; memory of one row at a time."""
+    """Whether every value of a tensor's bytes, (rows, row_bytes) uint8, is finite; widens a row at a time."""
     return all(np.isfinite(dequantize(rows[i:i + 1], tensor_type)).all() for i in range(len(rows)))

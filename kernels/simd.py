@@ -1,7 +1,7 @@
 """The vector vocabulary of the kernels: eight float64 lanes as a value that numba code can hold.
 
-The rule to keep: every operation rounds once, as written. No flags that let LLVM reassociate or fuse a multiply
-with an add, so that numpy gives the same bits. All of it is portable vector IR; LLVM picks the
+The rule to keep: every operation rounds once, as written. No flags that let LLVM reassociate or fuse a
+multiply with an add, so that numpy gives the same bits. All of it is portable vector IR; LLVM picks the
 instructions of the processor (two AVX2 registers, or one of AVX-512, hold the eight lanes).
 
 Addresses are plain integers, `intp`; nothing is aligned and nothing is checked: the caller has done both.
@@ -56,9 +56,10 @@ def _broadcast(builder, scalar):
 def _extend_f16(builder, half, wide, constant):
     """The float64 of a finite half, given as its 16 bits widened to the 64-bit integer type `wide`.
 
-    A normal half keeps its fraction and has 1023 − 15 added to its exponent. A subnormal one is read as 2^−14 plus its fraction,
-    and 2^−14 is taken away, which is exact. Needs no F16C and no library call, and no float64 here is
-    subnormal: multiplying those is slow, and the scales of small weights are subnormal halves.
+    A normal half keeps its fraction and has 1023 − 15 added to its exponent. A subnormal one is read as 2^−14
+    plus its fraction, and 2^−14 is taken away, which is exact. Needs no F16C and no library call, and no
+    float64 here is subnormal: multiplying those is slow, and the scales of small weights are subnormal
+    halves.
     """
     real = _vector(_f64) if isinstance(wide, ir.VectorType) else _f64
     magnitude = builder.and_(half, constant(_i64, 0x7FFF))

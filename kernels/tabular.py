@@ -1,4 +1,4 @@
-"""Tabular models, linear and multi-layer perceptrons, from GGUF files: checked once, then rows in and numbers out.
+"""Tabular models, linear and multi-layer perceptrons: a GGUF file checked once, then rows in and numbers out.
 
 The rule to keep: after `load` the file has been checked whole, so that the kernels need not check anything.
 
@@ -11,7 +11,7 @@ The file, GGUF v3 with general.architecture = "tabular":
     tabular.feature_names            optional, n_features strings
     tabular.classes                  of a classification: strings, or integers
     tabular.fill_values              optional, n_features float64: taken in the place of missing values
-    dense.{i}.weight                 (n_out, n_in padded with zeros to a multiple of 32) F32, F16, Q8_0 or Q4_0
+    dense.{i}.weight                 (n_out, n_in padded with zeros to whole 32s) F32, F16, Q8_0 or Q4_0
     dense.{i}.bias                   (n_out) F32
     input.offset, input.scale        optional, (n_features) F64: x' = (x − offset) · scale
 """
@@ -70,6 +70,7 @@ class TabularModel:
 
     def __init__(self, file: GGUFFile, threads: int, native: bool) -> None:
         fields = _Fields(file)
+        self.path = file.path
         self.name = fields.string("general.name")
         self.version = fields.string("general.version")
         self.size_bytes = file.size_bytes
@@ -120,14 +121,17 @@ class TabularModel:
     def predict(self, X) -> np.ndarray:
         """The class label, value or score of every row: (n, n_features) → (n,).
 
-        Raises ModelError for rows of another shape, rows with an infinity, with NaN where the model takes no missing
-        values, and numbers so large that a score overflows.
+        Raises ModelError for rows of another shape, rows with an infinity, with NaN where the model takes no
+        missing values, and numbers so large that a score overflows.
         """
         predictions, _ = self._run(X, n_columns=0)
         return predictions if self._labels is None else self._labels[predictions.astype(np.intp)]
 
     def predict_proba(self, X) -> np.ndarray:
-        """The probability of every class: (n, n_features) → (n, n_classes); raises as `predict`, and on regressions."""
+        """The probability of every class: (n, n_features) → (n, n_classes).
+
+        Raises ModelError as `predict` does, and for a regression.
+        """
         if not self.n_classes:
             raise ModelError("a regression has no probabilities")
         _, probabilities = self._run(X, n_columns=self.n_classes)
@@ -166,8 +170,8 @@ class TabularModel:
             fill_values.ctypes.data, self.offset.ctypes.data, self.scale.ctypes.data,
         )
         state[MODEL.itemsize:].view(LAYER)[:] = [
-            (weight.data.ctypes.data, bias.ctypes.data, weight.shape[1], weight.shape[0], weight.data.shape[1],
-             weight.tensor_type, activation)
+            (weight.data.ctypes.data, bias.ctypes.data, weight.shape[1], weight.shape[0],
+             weight.data.shape[1], weight.tensor_type, activation)
             for (weight, bias, _), activation in zip(self.layers, self._activation_codes, strict=True)
         ]
         return state
@@ -191,10 +195,11 @@ class TabularModel:
     def _checked_rows(self, X) -> np.ndarray:
         try:
             rows = np.ascontiguousarray(X, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ModelError(f"expected rows of {self.n_features} numbers") from None
         if rows.ndim != 2 or rows.shape[1] != self.n_features:
-            raise ModelError(f"expected rows of {self.n_features} features, found an array of shape {rows.shape}")
+            raise ModelError(f"expected rows of {self.n_features} features, "
+                             f"found an array of shape {rows.shape}")
         refused = np.isinf(rows) if self.takes_missing else ~np.isfinite(rows)
         if refused.any():
             row, feature = np.argwhere(refused)[0].tolist()
@@ -215,12 +220,12 @@ class TabularModel:
             statuses[i] = predict(native.state_address, rows[first:last].ctypes.data, last - first,
                                   predictions[first:last].ctypes.data, wanted, scratch.ctypes.data)
 
-        helpers = [threading.Thread(target=run_share, args=(i,)) for i in range(1, len(shares))]
-        for helper in helpers:
-            helper.start()
+        others = [threading.Thread(target=run_share, args=(i,)) for i in range(1, len(shares))]
+        for thread in others:
+            thread.start()
         run_share(0)
-        for helper in helpers:
-            helper.join()
+        for thread in others:
+            thread.join()
         return not any(statuses)
 
     def _shares(self, n_rows: int) -> list[tuple[int, int]]:
@@ -242,15 +247,16 @@ class TabularModel:
             else:
                 predictions[:] = scores[:, 0]
             if probabilities.size:
-                multiclass = self.output == MULTICLASS
-                probabilities[:] = (dense_numpy.softmax if multiclass else dense_numpy.binary_probabilities)(scores)
+                several = self.output == MULTICLASS
+                probabilities[:] = dense_numpy.softmax(scores) if several else dense_numpy.binary(scores)
         return True
 
     def _scores_numpy(self, rows: np.ndarray) -> np.ndarray:
         if self.fill_values is not None:
             rows = np.where(np.isnan(rows), self.fill_values, rows)
         values = (rows - self.offset) * self.scale
-        for layer, weights, activation in zip(self.layers, self._weights, self._activation_codes, strict=True):
+        steps = zip(self.layers, self._weights, self._activation_codes, strict=True)
+        for layer, weights, activation in steps:
             x = np.zeros((len(rows), weights.shape[1]))
             x[:, :values.shape[1]] = values
             values = dense_numpy.ACTIVATE[activation](dense_numpy.matvec(weights, layer.bias, x))
@@ -274,8 +280,9 @@ class _Fields:
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
-        if self.string("general.architecture") != ARCHITECTURE:
-            raise ModelError(f"expected general.architecture {ARCHITECTURE!r}, found {self.string('general.architecture')!r:.40}")
+        architecture = self.string("general.architecture")
+        if architecture != ARCHITECTURE:
+            raise ModelError(f"expected general.architecture {ARCHITECTURE!r}, found {architecture!r:.40}")
 
     def string(self, key: str) -> str:
         value = self.file.metadata.get(key)
@@ -331,13 +338,16 @@ def _read_layers(fields: _Fields) -> tuple[Layer, ...]:
     widths = fields.integers("tabular.layer_widths")
     activations = fields.strings("tabular.activations")
     if len(widths) < 2 or min(widths) < 1:
-        raise ModelError(f"expected two positive numbers or more in tabular.layer_widths, found {str(widths):.60}")
+        raise ModelError(f"expected positive numbers, two or more, in tabular.layer_widths, "
+                         f"found {str(widths):.60}")
     if len(activations) != len(widths) - 1:
         raise ModelError(f"expected {len(widths) - 1} names in tabular.activations, found {len(activations)}")
     for activation in activations[:-1]:
         if activation not in HIDDEN_ACTIVATIONS:
-            raise ModelError(f"expected {', '.join(HIDDEN_ACTIVATIONS)} in tabular.activations, found {activation!r:.40}")
-    return tuple(_read_layer(fields, i, widths[i], widths[i + 1], activation) for i, activation in enumerate(activations))
+            raise ModelError(f"expected {', '.join(HIDDEN_ACTIVATIONS)} in tabular.activations, "
+                             f"found {activation!r:.40}")
+    layers = zip(widths, widths[1:], activations, strict=False)
+    return tuple(_read_layer(fields, i, *layer) for i, layer in enumerate(layers))
 
 
 def _read_layer(fields: _Fields, i: int, n_in: int, n_out: int, activation: str) -> Layer:
@@ -386,7 +396,9 @@ def _read_classes(fields: _Fields, last: Layer) -> tuple[str, ...] | tuple[int, 
 def _output(task: str, layers: tuple[Layer, ...]) -> int:
     last, n_out = layers[-1].activation, len(layers[-1].bias)
     if (task, last) not in OUTPUTS:
-        raise ModelError(f"expected a last activation in tabular.activations that fits tabular.task {task!r}, found {last!r:.40}")
+        raise ModelError(f"expected a last one in tabular.activations that fits tabular.task {task!r}, "
+                         f"found {last!r:.40}")
     if last == "logistic" and n_out != 1:
-        raise ModelError(f"expected one output with 'logistic' in tabular.activations, found {n_out} (softmax takes more)")
+        raise ModelError(f"expected one output with 'logistic' in tabular.activations, found {n_out} "
+                         "(softmax takes more)")
     return OUTPUTS[task, last]

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     from server import models
-    from server.access_log import AccessLog, log_hot_share
+    from server.access_log import AccessLog, HotShare
     from server.application import Application
     from server.connection import Limits
     from server.metrics import Metrics
@@ -149,13 +149,16 @@ def serve(options: argparse.Namespace) -> None:
     address = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Testigo {kernels.__version__} serves {', '.join(served.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
-    threading.Thread(target=log_hot_share, args=(log, application.metrics.hot_totals, stop), daemon=True).start()
-    stop.wait()
+    log_hot_share = HotShare(log, application.metrics.hot_totals)
+    while not stop.wait(1 - time.time() % 1):
+        listener.tick()
+        log_hot_share()
+    log_hot_share()
     application.ready = False
     log.message("stopping: waiting for requests in flight")
-    listener.drain(time.monotonic() + DRAIN_S)
-    sys.stdout.flush()
-    os._exit(0)  # threads that still hold a connection after the deadline end here
+    if not listener.drain(time.monotonic() + DRAIN_S):
+        log.message("stopped with requests in flight")
+        os._exit(0)  # the threads that hold them would keep the process
 
 
 DRAIN_S = 10.0

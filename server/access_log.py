@@ -5,14 +5,11 @@ The rule to keep: one `write` a line, so that lines of many threads never mix; n
 
 import json
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 
 from server.http1 import RequestHead
-
-PERIOD_S = 1.0
 
 
 class AccessLog:
@@ -56,12 +53,15 @@ def _quoted(value) -> str:
     return text if text and " " not in text and text.isprintable() and '"' not in text else json.dumps(text)
 
 
-def log_hot_share(log: AccessLog, totals: Callable[[], tuple[int, int, int]], stop: threading.Event) -> None:
-    """Log once a second what the hot path did, until `stop`. `totals`: requests, rows, and ns since the start."""
-    before = totals()
-    while not stop.wait(PERIOD_S):
-        after = totals()
-        requests, rows, spent_ns = (new - old for new, old in zip(after, before))
+class HotShare:
+    """Logs, whenever it is called, what the hot path did since the last call. `totals`: requests, rows, and ns."""
+
+    def __init__(self, log: AccessLog, totals: Callable[[], tuple[int, int, int]]):
+        self.log, self.totals, self.before = log, totals, totals()
+
+    def __call__(self) -> None:
+        after = self.totals()
+        requests, rows, spent_ns = (new - old for new, old in zip(after, self.before))
         if requests:
-            log.hot_share(requests, rows, spent_ns / requests / 1e6)
-        before = after
+            self.log.hot_share(requests, rows, spent_ns / requests / 1e6)
+        self.before = after

@@ -6,6 +6,7 @@ whose end is not certain is never followed by another one on the same connection
 RFC 9110, RFC 9112; the syntax itself is in `http1`.
 """
 
+import functools
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -51,6 +52,16 @@ class Response:
     def of_error(cls, error: ApiError | Refusal) -> "Response":
         return cls(error.status, error_body(error.status, error.code, error.message, getattr(error, "param", None)),
                    headers=getattr(error, "headers", ()))
+
+
+def http_date() -> str:
+    """The value of a Date header for now (RFC 9110, 5.6.7), made once a second."""
+    return _date_of(int(time.time()))
+
+
+@functools.lru_cache(maxsize=2)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 class Gone(Exception):
@@ -109,10 +120,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def reply(self, head: RequestHead | None, response: Response, seconds: float) -> None:
         self.server.application.note(self.client_address, head, response, seconds)
-        try:
-            self.request.sendall(self.encode(head, response))
-        except OSError:
-            raise Gone from None
+        self.send(self.encode(head, response))
 
     def respond(self, head: RequestHead) -> Response:
         """Receive the body and have the request answered; what is refused by its head alone needs no body."""
@@ -145,7 +153,7 @@ class Connection(BaseHTTPRequestHandler):
     def receive_body(self, head: RequestHead) -> bytes:
         deadline = time.monotonic() + self.server.limits.body_s
         if head.expect_continue and not self.received:
-            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.chunked:
             decoder = ChunkedDecoder(self.server.limits.max_body_bytes)
             while True:
@@ -179,10 +187,21 @@ class Connection(BaseHTTPRequestHandler):
                 self.received += data
                 return
 
+    def send(self, data: bytes) -> None:
+        """Send all of it. Raises Gone when the client is, or does not take it within SEND_S."""
+        deadline, unsent = time.monotonic() + SEND_S, memoryview(data)
+        try:
+            while unsent:
+                unsent = unsent[self.request.send(unsent):]
+                if unsent and time.monotonic() > deadline:
+                    raise Gone
+        except OSError:
+            raise Gone from None
+
     def encode(self, head: RequestHead | None, response: Response) -> bytes:
         """The response's bytes: the same headers in the same order as the hot path's."""
         lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}", "Server: testigo",
-                 f"Date: {formatdate(usegmt=True)}"]
+                 f"Date: {http_date()}"]
         if self.close_connection:
             lines.append("Connection: close")
         elif head is not None and head.version < (1, 1):

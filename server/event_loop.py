@@ -119,8 +119,7 @@ def send_refusal(shared, work, fd, which):
     refusal = refusals_of(shared.refusals)[which]
     response = bytes_of(work.response)
     hotpath.put_span(response, 0, bytes_of(shared.text), refusal.text)
-    hotpath.update_date(work)
-    hotpath.put(response, refusal.date_at, work.date)
+    hotpath.put_date(shared, response, refusal.date_at)
     send(fd, work.response.at, refusal.text.length, MSG_DONTWAIT | MSG_NOSIGNAL)
 
 
@@ -140,20 +139,23 @@ def answer_all(shared, work, n, fd, flags):
             break
         out, keep_alive, at = work.result[1], work.result[2] != 0, place
         if out >= FLUSH_BYTES:
-            out = flush(work, fd, out, flags)
+            out = flush(shared, work, fd, out, flags)
             if out != 0:
                 return outcome, at, place, keep_alive, out
     if out:
-        out = flush(work, fd, out, flags)
+        out = flush(shared, work, fd, out, flags)
     if outcome == FAILED:
         outcome = SLOW
     return outcome, at, place, keep_alive, out
 
 
 @inner
-def flush(work, fd, n, flags):
-    """Send response[0:n] → the bytes that the socket would not take, moved to the front; -1 when the client is gone."""
-    sent = 0
+def flush(shared, work, fd, n, flags):
+    """Send response[0:n] → the bytes that the socket would not take, moved to the front; -1 when the client is gone.
+
+    Without MSG_DONTWAIT it waits for a client that reads slowly, but no longer than `send_ns` in all.
+    """
+    sent, start_ns = 0, 0
     while sent < n:
         r = send(fd, work.response.at + sent, n - sent, flags | MSG_NOSIGNAL)
         if r < 0:
@@ -165,6 +167,11 @@ def flush(work, fd, n, flags):
             memmove(work.response.at, work.response.at + sent, n - sent)
             return n - sent
         sent += r
+        if sent < n and flags == 0:
+            now = now_ns(CLOCK_MONOTONIC, work.clock)
+            start_ns = start_ns or now
+            if now - start_ns > shared.send_ns:
+                return -1
     return 0
 
 
@@ -353,7 +360,7 @@ def begin(shared, work, fd):
         memcpy(work.response.at, connection.unsent, n)
         free(connection.unsent)
         connection.unsent, connection.unsent_bytes = 0, 0
-        if flush(work, fd, n, 0) != 0:
+        if flush(shared, work, fd, n, 0) != 0:
             close_connection(shared, fd)
             return -1
     return restore(connection, work)
@@ -437,25 +444,26 @@ def leave(shared, work, fd):
 
 # --- for Python ---------------------------------------------------------------------------------
 
+def compile_all() -> list:
+    """The entry points of this module as C functions: (Shared, Work, numbers …) → int64."""
+    def compile_now(function, n_numbers: int):
+        signature = types.int64(from_dtype(SHARED), from_dtype(WORK), *[types.intp] * n_numbers)
+        return cfunc(signature)(function)
+    return [compile_now(run_loop, 1), compile_now(serve_owned, 3), compile_now(take, 0), compile_now(begin, 1),
+            compile_now(leave.py_func, 1)]
+
+
 class Native:
     """The compiled functions, callable from Python with the addresses of a `Shared` and a `Work`; none holds the GIL."""
 
-    UNITS = ("requests", "event loop", "worker", "hand-over")
+    def __init__(self) -> None:
+        answer = hotpath.compile_answer()
+        self.answer_address = answer.address
+        entries = compile_all()
+        self._kept = [answer, *entries]
+        self.run_loop, self.serve_owned, self.take, self.begin, self.leave = map(_callable, entries)
 
-    def __init__(self, progress=lambda unit: None):
-        """Compile, or load from the cache; `progress` is told the name of each unit before it."""
-        def compile_now(unit: str, function, n_numbers: int):
-            progress(unit)
-            signature = types.int64(from_dtype(SHARED), from_dtype(WORK), *[types.intp] * n_numbers)
-            compiled = cfunc(signature)(function)
-            self._kept.append(compiled)
-            return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * (2 + n_numbers))(compiled.address)
-        self._kept: list = []
-        progress("requests")
-        self._kept.append(hotpath.compile_answer())
-        self.answer_address = self._kept[0].address
-        self.run_loop = compile_now("event loop", run_loop, 1)
-        self.serve_owned = compile_now("worker", serve_owned, 3)
-        self.take = compile_now("hand-over", take, 0)
-        self.begin = compile_now("hand-over", begin, 1)
-        self.leave = compile_now("hand-over", leave.py_func, 1)
+
+def _callable(compiled):
+    numbers = [ctypes.c_int64] * len(compiled._sig.args)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *numbers)(compiled.address)

@@ -14,9 +14,9 @@ from kernels.compiled import cfunc, inner
 from server.doubles import format_double, format_int, parse_double
 from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
 from server.layout import (
-    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, LATENCY_NS, MAX_LINES, MODEL, REQUESTS, SHARED, SPAN, WORK,
+    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, LATENCY_NS, MAX_LINES, MODEL, REQUESTS, SHARED, SPAN, WORK,
 )
-from server.libc import CLOCK_MONOTONIC, CLOCK_REALTIME_COARSE, caller_of, memmove, now_ns, view_of
+from server.libc import CLOCK_MONOTONIC, caller_of, memmove, now_ns, view_of
 
 # What became of the bytes at the front of the buffer. FAILED (a bug: numba's bounds check) is served as SLOW.
 FAILED, ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW = range(5)
@@ -30,7 +30,7 @@ REQUEST_LINE = _text("POST /v1/predict HTTP/1.1\r\n")
 INPUTS, MODEL_NAME, PARAMETERS = _text("inputs"), _text("model"), _text("parameters")
 RETURN_PROBABILITIES, TRUE, FALSE, NULL = _text("return_probabilities"), _text("true"), _text("false"), _text("null")
 JSON_TYPE, BEARER, CLOSE, KEEP_ALIVE = _text("application/json"), _text("bearer "), _text("close"), _text("keep-alive")
-CHARSET = _text(";charset=utf-8")
+CHARSET = _text("charset=utf-8")
 
 # The header fields that mean something here; a second line of any of them is a matter for Python. The first six
 # are read, the next four make a request one for Python, the rest may only not be repeated (`http1.SINGLETONS`).
@@ -47,9 +47,8 @@ RESPONSE_CLOSE = _text("\r\nConnection: close")
 RESPONSE_LENGTH = _text("\r\nContent-Type: application/json\r\nContent-Length: ")
 RESPONSE_BODY = _text("\r\n\r\n")
 PREDICTIONS, PROBABILITIES = _text('{"predictions": ['), _text('], "probabilities": [')
-DAYS, MONTHS = _text("ThuFriSatSunMonTueWed"), _text("JanFebMarAprMayJunJulAugSepOctNovDec")
-SPACE, TAB, LF, CR, QUOTE, COMMA, COLON, BACKSLASH = 32, 9, 10, 13, 34, 44, 58, 92
-OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = 91, 93, 123, 125
+TAB, LF, CR, SPACE, QUOTE, COMMA, COLON, SEMICOLON, BACKSLASH = (np.uint8(ord(c)) for c in "\t\n\r \",:;\\")
+OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = (np.uint8(ord(c)) for c in "[]{}")
 
 bytes_of, int64s_of, doubles_of = view_of(np.uint8), view_of(np.int64), view_of(np.float64)
 spans_of, models_of = view_of(SPAN), view_of(MODEL)
@@ -148,7 +147,7 @@ def read_length(buf, at, end):
 def is_json_type(buf, at, end):
     """application/json, with charset=utf-8 or without parameters."""
     split = at
-    while split < end and buf[split] != 59:  # ;
+    while split < end and buf[split] != SEMICOLON:
         split += 1
     name_at, name_end = trim(buf, at, split)
     if not equals_folded(buf, name_at, name_end, JSON_TYPE):
@@ -325,7 +324,7 @@ def read_rows(buf, at, end, rows, takes_missing):
     at = expect(buf, at, end, OPEN)
     if at < 0:
         return -1, -1, -1
-    n, n_rows, width = 0, 0, 0
+    n = n_rows = width = np.intp(0)
     while True:
         row_at = expect(buf, at, end, OPEN)
         if row_at < 0:
@@ -431,36 +430,11 @@ def read_body(shared, work, at, end):
 # --- answer -------------------------------------------------------------------------------------
 
 @inner
-def write_date(out, unix_s):
-    """29 bytes of an IMF-fixdate (RFC 9110 5.6.7). Days to a civil date: H. Hinnant, chrono-compatible algorithms."""
-    day_s = unix_s % 86400
-    days = unix_s // 86400
-    shifted = days + 719468
-    era = shifted // 146097
-    day_of_era = shifted - era * 146097
-    year_of_era = (day_of_era - day_of_era // 1460 + day_of_era // 36524 - day_of_era // 146096) // 365
-    day_of_year = day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
-    shifted_month = (5 * day_of_year + 2) // 153
-    day = day_of_year - (153 * shifted_month + 2) // 5 + 1
-    month = shifted_month + 2 if shifted_month < 10 else shifted_month - 10  # January = 0
-    year = year_of_era + era * 400 + (1 if month < 2 else 0)
-    for i in range(3):
-        out[i] = DAYS[days % 7 * 3 + i]
-        out[8 + i] = MONTHS[month * 3 + i]
-    out[3], out[4], out[7], out[11], out[16] = COMMA, SPACE, SPACE, SPACE, SPACE
-    out[19], out[22], out[25], out[26], out[27], out[28] = COLON, COLON, SPACE, 71, 77, 84
-    two_digits(out, 5, day)
-    two_digits(out, 12, year // 100)
-    two_digits(out, 14, year % 100)
-    two_digits(out, 17, day_s // 3600)
-    two_digits(out, 20, day_s // 60 % 60)
-    two_digits(out, 23, day_s % 60)
-
-
-@inner
-def two_digits(out, at, value):
-    out[at] = 48 + value // 10
-    out[at + 1] = 48 + value % 10
+def put_date(shared, out, at):
+    """The value of the Date header, which Python makes once a second in the one of two places that is not read."""
+    dates = bytes_of(shared.dates)
+    first = shared.date * DATE_BYTES
+    return put(out, at, dates[first:first + DATE_BYTES])
 
 
 @inner
@@ -496,9 +470,9 @@ def write_probabilities(out, at, probabilities, n_rows, n_classes):
 
 
 @inner
-def write_head(out, at, date, body_bytes, keep_alive):
+def write_head(shared, out, at, body_bytes, keep_alive):
     at = put(out, at, RESPONSE_START)
-    at = put(out, at, date)
+    at = put_date(shared, out, at)
     if not keep_alive:
         at = put(out, at, RESPONSE_CLOSE)
     at = put(out, at, RESPONSE_LENGTH)
@@ -517,14 +491,6 @@ def count(shared, work, model, n_rows, latency_ns):
         bucket += 1
     counts[first + BUCKETS + bucket] += 1
     predictions[work.thread * shared.models.length + model] += n_rows
-
-
-@inner
-def update_date(work):
-    second = now_ns(CLOCK_REALTIME_COARSE, work.clock) // 1_000_000_000
-    if second != work.date_s:
-        write_date(work.date, second)
-        work.date_s = second
 
 
 def answer(shared, work, at, end, out_at):
@@ -555,7 +521,6 @@ def answer(shared, work, at, end, out_at):
 def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns):
     """The response for the predictions in `work` at response[out_at:] → its end; counts the request."""
     model, out = models_of(shared.models)[m], bytes_of(work.response)
-    update_date(work)
     # The head's size depends on the number of digits of the body's length: three is the usual, others move the body.
     guess = out_at + HEAD_BYTES + (0 if keep_alive else RESPONSE_CLOSE.size) + 3
     o = write_predictions(shared, model, out, put(out, guess, PREDICTIONS), doubles_of(work.predictions), n_rows)
@@ -573,12 +538,12 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
     body_at = guess + digits - 3
     if body_at != guess:
         memmove(work.response.at + body_at, work.response.at + guess, body_bytes)
-    write_head(out, out_at, work.date, body_bytes, keep_alive)
+    write_head(shared, out, out_at, body_bytes, keep_alive)
     count(shared, work, m, n_rows, latency_ns)
     return body_at + body_bytes
 
 
-HEAD_BYTES = RESPONSE_START.size + 29 + RESPONSE_LENGTH.size + RESPONSE_BODY.size
+HEAD_BYTES = RESPONSE_START.size + DATE_BYTES + RESPONSE_LENGTH.size + RESPONSE_BODY.size
 SIGNATURE = types.int64(from_dtype(SHARED), from_dtype(WORK), types.intp, types.intp, types.intp)
 
 

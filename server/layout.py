@@ -2,7 +2,7 @@
 
 The rule to keep: a row of `connections` is written only by the thread that holds that connection; a
 row of `counts` only by its own thread; `gauges` only through `libc.atomic_add`; all else never changes
-while native threads run, but for `draining`, which goes from 0 to 1 once.
+while native threads run, but for `draining`, which goes from 0 to 1 once, and `dates` (see `Shared.set_date`).
 """
 
 from collections.abc import Sequence
@@ -60,15 +60,17 @@ SHARED = np.dtype([
     ("any_host", np.int32),
     ("origin_matters", np.int32),  # CORS is on: requests with an Origin are not for the hot path
     ("draining", np.int32),
+    ("date", np.int32),  # which of the two `dates` holds
     ("answer", np.int64),  # address of the compiled `hotpath.answer`
     ("max_connections", np.int64), ("max_body_bytes", np.int64),
     ("idle_ns", np.int64),  # keep-alive without a request
     ("head_ns", np.int64),  # from the first byte of a head to its end
     ("body_ns", np.int64),  # from the end of the head to the end of the body
-    ("linger_ns", np.int64),
+    ("send_ns", np.int64),  # a client must take an answer within this time
+    ("linger_ns", np.int64),  # how long a refused client has to take its answer
     ("connections", SPAN), ("loops", SPAN), ("gauges", SPAN), ("counts", SPAN), ("predictions", SPAN),
     ("models", SPAN), ("labels", SPAN), ("hosts", SPAN), ("keys", SPAN),
-    ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN),
+    ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN), ("dates", SPAN),
 ])
 
 # One thread's own: buffers, sized so that a request that fits `received` fits all the others; and small things.
@@ -79,8 +81,6 @@ WORK = np.dtype([
     ("lines", SPAN),  # int64: where the head's field lines start
     ("events", SPAN),  # int32: struct epoll_event
     ("thread", np.int64),  # row of `counts` and `predictions`
-    ("date_s", np.int64),  # the second that `date` says
-    ("date", np.uint8, (29,)),  # the Date header's value
     ("clock", np.int64, (2,)),  # struct timespec
     ("interest", np.int32, (4,)),  # one struct epoll_event
     ("result", np.int64, (4,)),  # what a native function gives beside its return value
@@ -114,6 +114,13 @@ class Shared(Packed):
     text: np.ndarray  # (n,) uint8
     refusals: np.ndarray  # (2,) REFUSAL
     transitions: np.ndarray  # (n_states, 256) uint8: `http1.TRANSITIONS`
+    dates: np.ndarray  # (2, DATE_BYTES) uint8: values of the Date header
+
+    def set_date(self, value: str) -> None:
+        """Make `value` the date of answers: written beside the one in use, which whoever copies it now keeps."""
+        other = 1 - int(self.record[0]["date"])
+        self.dates[other] = np.frombuffer(value.encode(), np.uint8)
+        self.record[0]["date"] = other
 
 
 class Work(Packed):
@@ -139,10 +146,11 @@ class Work(Packed):
             "scratch": np.empty(scratch_doubles, np.float64),
             "lines": np.empty(MAX_LINES, np.int64),
             "events": np.empty(MAX_EVENTS * 4, np.int32),
-        }, {"thread": thread, "date_s": -1})
+        }, {"thread": thread})
         self.result = self.record[0]["result"]
 
 
+DATE_BYTES = 29
 MAX_LINES = 128
 MAX_EVENTS = 64
 FLUSH_BYTES = 16384  # answers to pipelined requests are sent together up to about this size

@@ -42,7 +42,7 @@ EINTR, EAGAIN = 4, 11
 EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 EPOLLIN = 1
 SOCK_CLOEXEC = 0x80000
-CLOCK_MONOTONIC, CLOCK_REALTIME_COARSE = 1, 5
+CLOCK_MONOTONIC = 1
 
 # struct epoll_event {uint32 events; uint64 data}: packed on x86-64 only. As int32 columns: events, data.
 EVENT_INTS = 3 if platform.machine() == "x86_64" else 4

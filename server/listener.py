@@ -8,11 +8,10 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from email.utils import formatdate
 from http.server import ThreadingHTTPServer
 
 from server.application import Application
-from server.connection import SEND_S, WAIT_S, Connection, Limits
+from server.connection import SEND_S, WAIT_S, Connection, Limits, http_date
 from server.errors import OVERLOADED, refusal
 
 BACKLOG = 4096
@@ -55,6 +54,9 @@ class Listener(ThreadingHTTPServer):
         self._serving = threading.Thread(target=self.serve_forever, name="accept", daemon=True)
         self._serving.start()
 
+    def tick(self) -> None:
+        """Called once a second while the server runs."""
+
     def process_request(self, request, client_address) -> None:
         with self._open_lock:
             self._open += 1
@@ -62,7 +64,7 @@ class Listener(ThreadingHTTPServer):
         if admitted:
             super().process_request(request, client_address)
         else:
-            request.sendall(refusal(OVERLOADED, formatdate(usegmt=True)))
+            request.sendall(refusal(OVERLOADED, http_date()))
             self.shutdown_request(request)
 
     def shutdown_request(self, request) -> None:
@@ -70,13 +72,14 @@ class Listener(ThreadingHTTPServer):
             self._open -= 1
         super().shutdown_request(request)
 
-    def drain(self, deadline: float) -> None:
-        """Stop accepting, let what is in flight finish until `deadline` (monotonic)."""
+    def drain(self, deadline: float) -> bool:
+        """Stop accepting, let what is in flight finish until `deadline` (monotonic) → whether all did."""
         self.draining = True
         self.shutdown()
         self.socket.close()
         while self._open and time.monotonic() < deadline:
             time.sleep(0.02)
+        return self._open == 0
 
 
 def _timeval(seconds: float) -> bytes:

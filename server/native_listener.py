@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from server import errors, layout
+from server import errors, layout, warm
 from server.application import Application
-from server.connection import LINGER_S, Connection, Gone, Limits
+from server.connection import LINGER_S, SEND_S, Connection, Gone, Limits, http_date
 from server.event_loop import GONE, LARGE, LATE, Native
 from server.http1 import TRANSITIONS
 from server.listener import Listener
@@ -25,7 +25,7 @@ from server.listener import Listener
 LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
 FIRST_WORKERS, MOST_WORKERS = 8, 256
 SPARE_DESCRIPTORS = 1024  # beyond the connections: files, pipes, refused clients that are still being told
-DATE_PLACE = "x" * 29  # native code writes the Date here
+DATE_PLACE = "x" * layout.DATE_BYTES  # native code writes the Date here
 
 
 class NativeListener(Listener):
@@ -40,7 +40,8 @@ class NativeListener(Listener):
 
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Compile what these models need, or load it from the cache."""
-        self.native = Native(progress)
+        warm.compile_ahead([model.path for model in self.application.models.by_name.values()], progress)
+        self.native = Native()
         n_loops = len(os.sched_getaffinity(0))
         self._build_shared(n_loops, _raise_descriptor_limit(self.limits.max_connections + SPARE_DESCRIPTORS))
 
@@ -73,13 +74,15 @@ class NativeListener(Listener):
             "models": rows, "labels": text.spans(labels),
             "hosts": text.spans([host.encode() for host in sorted(app.allowed_hosts or ())]),
             "keys": text.spans(app.keys), "refusals": refusals, "transitions": TRANSITIONS, "text": text.array(),
+            "dates": np.zeros((2, layout.DATE_BYTES), np.uint8),
         }, {
             "listener": self.fileno(), "queue_out": self._queue[0], "queue_in": self._queue[1],
             "any_host": app.allowed_hosts is None, "origin_matters": app.cors_origin is not None,
             "answer": self.native.answer_address,
             "max_connections": limits.max_connections, "max_body_bytes": limits.max_body_bytes,
             "idle_ns": int(limits.idle_s * 1e9), "head_ns": int(limits.head_s * 1e9),
-            "body_ns": int(limits.body_s * 1e9), "linger_ns": int(LINGER_S * 1e9),
+            "body_ns": int(limits.body_s * 1e9), "send_ns": int(SEND_S * 1e9),
+            "linger_ns": int(LINGER_S * 1e9),
         })
         app.metrics.shared = self.shared
 
@@ -96,7 +99,11 @@ class NativeListener(Listener):
             self._epolls.append(epoll)
         return loops
 
+    def tick(self) -> None:
+        self.shared.set_date(http_date())
+
     def start(self) -> None:
+        self.tick()
         self.socket.setblocking(False)
         self.server_activate()
         for i in range(len(self.shared.loops)):
@@ -104,7 +111,7 @@ class NativeListener(Listener):
         for _ in range(FIRST_WORKERS):
             self._start_worker()
 
-    def drain(self, deadline: float) -> None:
+    def drain(self, deadline: float) -> bool:
         self.draining = True
         self.socket.shutdown(socket.SHUT_RDWR)
         self.shared.record[0]["draining"] = 1
@@ -112,6 +119,10 @@ class NativeListener(Listener):
             os.eventfd_write(int(loop["wake"]), 1)
         for thread in self._threads[:len(self.shared.loops)]:
             thread.join(max(0.0, deadline - time.monotonic()))
+        os.close(self._queue[1])  # no event loop hands anything over any more: idle workers see the end and return
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     # --- threads ---
 
@@ -139,6 +150,8 @@ class NativeListener(Listener):
         work = self._work(thread)
         while True:
             fd = self.native.take(self.shared.address, work.address)
+            if fd < 0:
+                return
             if self.shared.gauges[layout.IDLE_WORKERS] <= 0:
                 self._start_worker()
             self._serve(fd, work, thread)

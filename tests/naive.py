@@ -40,7 +40,8 @@ def _q4_0(row: bytes) -> list[float]:
     for at in range(0, len(row), 18):
         scale = half(struct.unpack_from("<H", row, at)[0])
         packed = row[at + 2:at + 18]
-        values += [scale * ((byte & 15) - 8) for byte in packed] + [scale * ((byte >> 4) - 8) for byte in packed]
+        values += [scale * ((byte & 15) - 8) for byte in packed]
+        values += [scale * ((byte >> 4) - 8) for byte in packed]
     return values
 
 
@@ -94,9 +95,8 @@ def forward(
 
 
 def prepare(
-    row: Sequence[float], fill: Sequence[float] | None, offset: Sequence[float] | None, scale: Sequence[float] | None,
+    row: Sequence[float], fill: Sequence[float] | None, offset: Sequence[float], scale: Sequence[float],
 ) -> list[float]:
     """Missing values filled, then (x − offset) · scale."""
     filled = [fill[i] if fill is not None and math.isnan(x) else x for i, x in enumerate(row)]
-    shifted = [x - offset[i] if offset is not None else x for i, x in enumerate(filled)]
-    return [x * scale[i] if scale is not None else x for i, x in enumerate(shifted)]
+    return [(x - offset[i]) * scale[i] for i, x in enumerate(filled)]

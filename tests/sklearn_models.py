@@ -45,7 +45,8 @@ def breast_cancer_mlp() -> Fitted:
 @functools.cache
 def digits_logistic() -> Fitted:
     """StandardScaler → LogisticRegression: 64 features, ten classes of integers."""
-    return _fit(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)), *load_digits(return_X_y=True))
+    return _fit(make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+                *load_digits(return_X_y=True))
 
 
 @functools.cache
@@ -72,5 +73,6 @@ def diabetes_ridge() -> Fitted:
 @functools.cache
 def diabetes_mlp() -> Fitted:
     """StandardScaler → MLPRegressor with 16 logistic units."""
-    mlp = MLPRegressor(hidden_layer_sizes=(16,), activation="logistic", solver="lbfgs", alpha=30.0, max_iter=5000, random_state=0)
+    mlp = MLPRegressor(hidden_layer_sizes=(16,), activation="logistic", solver="lbfgs", alpha=30.0,
+                       max_iter=5000, random_state=0)
     return _fit(make_pipeline(StandardScaler(), mlp), *load_diabetes(return_X_y=True))

@@ -1,4 +1,4 @@
-"""Writes the embedded model, fraud-detector 1.0.0: a linear score over five features. The bytes are reproducible.
+"""Writes the embedded model: fraud-detector 1.0.0, a linear score over five features. Always the same bytes.
 
     python -m kernels.data.write_fraud_detector [OUT]
 """

@@ -1,4 +1,4 @@
-"""The compiled kernels and their numpy twins against the oracle: equal to the bit, in every format and shape."""
+"""The compiled kernels and their numpy twins against the oracle: the same bits in every format and shape."""
 
 import ctypes
 import math
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import DEFAULT_MODEL, ModelError, TabularModel
+from kernels import DEFAULT_MODEL, ModelError, TabularModel, quants
 from kernels.export import TENSOR_TYPES, save_dense
 from kernels.simd import load_f16, load_scale, sum_lanes
 from kernels.tabular import PREDICT_TYPE
@@ -55,8 +55,8 @@ def naive_scores(model: TabularModel, row: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize("widths", [[1, 1], [5, 1], [32, 1], [33, 1], [100, 1], [7, 1, 1], [5, 4, 1], [40, 37, 1],
-                                    [3, 33, 6, 1]])
+@pytest.mark.parametrize("widths", [[1, 1], [5, 1], [32, 1], [33, 1], [100, 1], [7, 1, 1], [5, 4, 1],
+                                    [40, 37, 1], [3, 33, 6, 1]])
 def test_predictions_are_the_oracles(tmp_path, format_name, widths):
     activations = ["tanh", "relu"][:len(widths) - 2] + ["identity"]
     path = saved(tmp_path, widths, activations, tensor_type=format_name)
@@ -100,15 +100,15 @@ def test_layers_of_different_formats_work_together(tmp_path):
     widths, types = [6, 5, 7, 4, 1], ["f32", "q4_0", "f16", "q8_0"]
     tensors = {}
     for i, format_name in enumerate(types):
-        path = saved(tmp_path, widths[i:i + 2], ["softmax"] if widths[i + 1] > 1 else ["identity"], seed=i,
-                     tensor_type=format_name,
-                     **({"task": "classification", "classes": list(range(widths[i + 1]))} if widths[i + 1] > 1 else {}))
-        layer = kernels.load(path, native=False).layers[0]
-        tensors[f"dense.{i}.weight"] = (layer.weight.shape, layer.weight.tensor_type, layer.weight.data.tobytes())
-        tensors[f"dense.{i}.bias"] = (layer.bias.shape, 0, layer.bias.astype("<f4").tobytes())
-    pairs = [g.pair(key, g.STRING, text) for key, text in {
-        "general.architecture": "tabular", "general.name": "m", "general.version": "1", "tabular.task": "regression",
-    }.items()]
+        n_in, n_out, tensor_type = widths[i], widths[i + 1], TENSOR_TYPES[format_name]
+        padded = np.zeros((n_out, -(-n_in // 32) * 32))
+        padded[:, :n_in] = np.random.default_rng(i).normal(size=(n_out, n_in))
+        weights = quants.quantize(padded, tensor_type)
+        tensors[f"dense.{i}.weight"] = (padded.shape, tensor_type, weights.tobytes())
+        tensors[f"dense.{i}.bias"] = ((n_out,), TENSOR_TYPES["f32"], np.full(n_out, 0.5, "<f4").tobytes())
+    strings = {"general.architecture": "tabular", "general.name": "m", "general.version": "1",
+               "tabular.task": "regression"}
+    pairs = [g.pair(key, g.STRING, text) for key, text in strings.items()]
     pairs.append(g.pair("tabular.layer_widths", g.ARRAY, (g.U32, widths)))
     pairs.append(g.pair("tabular.activations", g.ARRAY, (g.STRING, ["tanh", "relu", "logistic", "identity"])))
     path = tmp_path / "mixed.gguf"
@@ -120,11 +120,13 @@ def test_layers_of_different_formats_work_together(tmp_path):
 
 
 def test_product_is_rounded_before_it_is_added(tmp_path):
-    # (1 + 2^-23)(1 + 2^-52) + (−1 − 2^-23): a fused multiply-add keeps the product's last bits, rounding drops them.
+    # (1 + 2^-23)(1 + 2^-52) + (−1 − 2^-23): a fused multiply-add keeps the product's last bits, rounding
+    # drops them.
     w, x = float(np.float32(1 + 2**-23)), 1 + 2.0**-52
     first = [-w] + [0.0] * 7  # lane 0 of the first group, then lane 0 of the second
     path = tmp_path / "model.gguf"
-    save_dense(path, [([[*first, w]], [0.0])], ["identity"], name="m", version="1", task="regression", tensor_type="f32")
+    save_dense(path, [([[*first, w]], [0.0])], ["identity"], name="m", version="1", task="regression",
+               tensor_type="f32")
     row = [1.0] + [0.0] * 7 + [x]
     rounded, fused = w * x - w, float(Fraction(w) * Fraction(x) - Fraction(w))
     assert rounded != fused
@@ -150,7 +152,8 @@ def test_every_finite_half_is_loaded_exactly():
     assert scales.tolist() == [8 * value for value in expected]
 
 
-EXTREMES = st.one_of(st.floats(allow_infinity=False, allow_nan=False), st.floats(-50, 50), st.sampled_from([0.0, -0.0, 5e-324]))
+EXTREMES = st.one_of(st.floats(allow_infinity=False, allow_nan=False), st.floats(-50, 50),
+                     st.sampled_from([0.0, -0.0, 5e-324]))
 
 
 @st.composite
@@ -159,8 +162,10 @@ def models(draw):
     n_hidden = draw(st.integers(0, 2))
     widths = [draw(st.integers(1, 40)) for _ in range(n_hidden + 1)]
     activations = [draw(st.sampled_from(["relu", "tanh", "logistic", "identity"])) for _ in range(n_hidden)]
-    task, last = draw(st.sampled_from([("score", "identity"), ("regression", "identity"), ("regression", "relu"),
-                                       ("classification", "logistic"), ("classification", "softmax")]))
+    task, last = draw(st.sampled_from([
+        ("score", "identity"), ("regression", "identity"), ("regression", "relu"),
+        ("classification", "logistic"), ("classification", "softmax"),
+    ]))
     n_out = draw(st.integers(2, 6)) if last == "softmax" else 1
     classes = list(range(max(n_out, 2))) if task == "classification" else None
     vector = st.none() | st.lists(st.floats(-1e3, 1e3), min_size=widths[0], max_size=widths[0])
@@ -209,6 +214,16 @@ def test_overflow_in_any_threads_share_is_reported(tmp_path):
         kernels.load(path, threads=2).predict(X)
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic"])
+def test_hidden_sum_that_is_no_number_is_not_hidden_by_its_activation(tmp_path, activation):
+    path = tmp_path / "model.gguf"  # inf − inf in the hidden unit
+    save_dense(path, [([[3.0, -3.0]], [0.0]), ([[1.0]], [0.0])], [activation, "identity"],
+               name="m", version="1", task="regression", tensor_type="f32")
+    for model in both(path):
+        with pytest.raises(ModelError, match="overflow"):
+            model.predict([[1e308, 1e308]])
+
+
 def test_kernel_stays_within_its_buffers_and_reports_overflow(tmp_path):
     path = saved(tmp_path, [5, 33, 3], ["relu", "softmax"], task="classification", classes=[0, 1, 2])
     model = kernels.load(path)
@@ -219,7 +234,8 @@ def test_kernel_stays_within_its_buffers_and_reports_overflow(tmp_path):
     probabilities = np.full(2 * 3 + 1, canary)
 
     def status(wanted: int) -> int:
-        return predict(native.state_address, X.ctypes.data, 2, predictions.ctypes.data, wanted, scratch.ctypes.data)
+        return predict(native.state_address, X.ctypes.data, 2, predictions.ctypes.data, wanted,
+                       scratch.ctypes.data)
 
     assert status(0) == 0
     assert probabilities.tolist() == [canary] * 7
@@ -232,7 +248,8 @@ def test_kernel_stays_within_its_buffers_and_reports_overflow(tmp_path):
 
 
 def test_native_model_describes_itself(tmp_path):
-    path = saved(tmp_path, [5, 1], ["logistic"], task="classification", classes=["né\"", "b"], fill_values=[0.0] * 5)
+    path = saved(tmp_path, [5, 1], ["logistic"], task="classification", classes=["né\"", "b"],
+                 fill_values=[0.0] * 5)
     native = kernels.load(path).native()
     assert (native.n_features, native.n_classes, native.takes_missing) == (5, 2, True)
     assert native.labels == (b'"n\\u00e9\\""', b'"b"')
@@ -256,13 +273,14 @@ def test_native_model_outlives_the_model(tmp_path):
 COMPILE_ALL = """
 from kernels.dense import PREDICT, compile_predict
 compiled = [compile_predict(frozenset([t])) for t in PREDICT] + [compile_predict(frozenset(PREDICT))]
-print(len(compiled), sum(function.cache_hits for function in compiled), len({function.address for function in compiled}))
+print(len(compiled), sum(f.cache_hits for f in compiled), len({f.address for f in compiled}))
 """
 
 
 def test_second_process_finds_every_kernel_in_the_cache(tmp_path):
     environment = os.environ | {"TESTIGO_CACHE_DIR": str(tmp_path)}
-    found = [subprocess.run([sys.executable, "-W", "error", "-c", COMPILE_ALL], env=environment, cwd=REPOSITORY,
+    found = [subprocess.run([sys.executable, "-W", "error", "-c", COMPILE_ALL], env=environment,
+                            cwd=REPOSITORY,
                             capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     assert found == [["5", "0", "5"], ["5", "5", "5"]]
 
@@ -279,6 +297,8 @@ def test_kernels_fuse_no_multiply_with_an_add(tmp_path):
 
 
 def test_importing_the_package_does_not_import_numba():
-    code = "import sys, kernels; kernels.load(kernels.DEFAULT_MODEL, native=False).predict([[0] * 5]); print('numba' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    code = ("import sys, kernels; kernels.load(kernels.DEFAULT_MODEL, native=False).predict([[0] * 5]); "
+            "print('numba' in sys.modules)")
+    found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True,
+                           check=True)
     assert found.stdout.strip() == "False"

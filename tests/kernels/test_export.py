@@ -16,7 +16,8 @@ from tests import naive, sklearn_models
 
 CLASSIFIERS = [
     sklearn_models.breast_cancer_logistic, sklearn_models.breast_cancer_mlp,
-    sklearn_models.digits_logistic, sklearn_models.digits_mlp, sklearn_models.breast_cancer_with_missing_values,
+    sklearn_models.digits_logistic, sklearn_models.digits_mlp,
+    sklearn_models.breast_cancer_with_missing_values,
 ]
 REGRESSORS = [sklearn_models.diabetes_ridge, sklearn_models.diabetes_mlp]
 STEPS = {"q8_0": 0.5, "q4_0": 1.0}  # the largest error of a weight, in its block's scales; see quants.py
@@ -62,7 +63,7 @@ def test_q8_0_changes_at_most_half_a_percent_of_the_labels(tmp_path, fitted, rec
 
 
 def scores_of_every_output(path, arguments: dict, X: np.ndarray) -> tuple[np.ndarray, list]:
-    """The last layer's sums (n, n_out), which only a regression gives: one regression for each output; their layers."""
+    """The last layer's sums (n, n_out), by a regression for each output; the layers of each."""
     *hidden, (weights, bias) = arguments["layers"]
     columns, layers = [], []
     for i in range(len(bias)):
@@ -90,7 +91,8 @@ def test_every_score_is_within_what_the_scales_allow(tmp_path, fitted, tensor_ty
     estimator, X, _ = fitted()
     arguments = from_sklearn(estimator) | {"name": "m", "version": "1", "tensor_type": tensor_type}
     found, stored = scores_of_every_output(tmp_path / "m.gguf", arguments, X)
-    activate = {"relu": lambda s: np.maximum(s, 0), "tanh": np.tanh, "logistic": lambda s: 1 / (1 + np.exp(-s)),
+    activate = {"relu": lambda s: np.maximum(s, 0), "tanh": np.tanh,
+                "logistic": lambda s: 1 / (1 + np.exp(-s)),
                 "identity": lambda s: s, "softmax": lambda s: s}
     prepared = (X - arguments["input_offset"]) * arguments["input_scale"]
     for output in range(found.shape[1]):
@@ -106,7 +108,8 @@ def test_every_score_is_within_what_the_scales_allow(tmp_path, fitted, tensor_ty
             values = sums if last else activate[arguments["activations"][i]](sums)
         errors = np.abs(found[:, output] - values[:, 0])
         assert (errors <= bound[:, 0]).all()
-    print(f"{fitted.__name__} {tensor_type}: largest error {errors.max():.3g} is {(errors / bound[:, 0]).max():.2f} of its bound")
+    print(f"{fitted.__name__} {tensor_type}: the last output's largest error is {errors.max():.3g}, "
+          f"at most {(errors / bound[:, 0]).max():.2f} of its bound")
 
 
 def test_data_frames_column_names_become_feature_names(tmp_path):
@@ -117,43 +120,55 @@ def test_data_frames_column_names_become_feature_names(tmp_path):
 
 X = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
 MISSING = np.where(X == 1, np.nan, X)
+TARGETS = [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("imputer", [SimpleImputer(), SimpleImputer(strategy="median"),
                                      SimpleImputer(strategy="constant", fill_value=7.0)])
-@pytest.mark.parametrize("scaler", [StandardScaler(), StandardScaler(with_mean=False), StandardScaler(with_std=False),
-                                    "passthrough"])
+@pytest.mark.parametrize("scaler", [StandardScaler(), StandardScaler(with_mean=False),
+                                    StandardScaler(with_std=False), "passthrough"])
 def test_every_imputer_and_scaler_is_carried_over(tmp_path, imputer, scaler):
-    estimator = make_pipeline(imputer, scaler, Ridge()).fit(MISSING, [1, 2, 3, 4])
+    estimator = make_pipeline(imputer, scaler, Ridge()).fit(MISSING, TARGETS)
     model = exported(tmp_path / "m.gguf", estimator, tensor_type="f32")
     assert model.takes_missing
     np.testing.assert_allclose(model.predict(MISSING), estimator.predict(MISSING), rtol=1e-6)
 
 
-def quick_mlp(estimator):
-    return estimator.set_params(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=2000, random_state=0)
+def pipeline(*steps):
+    """Fitted to rows with missing values where its imputer comes first, else without."""
+    return make_pipeline(*steps).fit(MISSING if isinstance(steps[0], SimpleImputer) else X, TARGETS)
 
 
+def mlp(estimator, y):
+    estimator.set_params(hidden_layer_sizes=(3,), solver="lbfgs", max_iter=2000, random_state=0)
+    return estimator.fit(X, y)
+
+
+def logistic(*labels):
+    return LogisticRegression().fit(X, labels)
+
+
+INFINITE = SimpleImputer(strategy="constant", fill_value=np.inf).fit(X)
+INDICATING = SimpleImputer(add_indicator=True).fit(MISSING)
+MINUS_ONE = SimpleImputer(missing_values=-1).fit(X)
 UNSUPPORTED = {
     "another estimator": (lambda: RandomForestClassifier(3).fit(X, [0, 1, 0, 1]), "RandomForestClassifier"),
-    "another scaler": (lambda: make_pipeline(MinMaxScaler(), Ridge()).fit(X, [1, 2, 3, 4]), "MinMaxScaler → Ridge"),
-    "scaler before imputer": (lambda: make_pipeline(StandardScaler(), SimpleImputer(), Ridge()).fit(X, [1, 2, 3, 4]),
-                              "SimpleImputer → Ridge"),
-    "no estimator": (lambda: make_pipeline(StandardScaler()).fit(X), "found $"),
+    "another scaler": (lambda: pipeline(MinMaxScaler(), Ridge()), "MinMaxScaler → Ridge"),
+    "scaler before imputer": (lambda: pipeline(StandardScaler(), SimpleImputer(), Ridge()),
+                              "found SimpleImputer → Ridge"),
+    "no estimator": (lambda: pipeline(StandardScaler()), "found $"),
     "not an estimator": (lambda: 3, "found int"),
     "not fitted": (Ridge, "fitted Ridge"),
     "imputer not fitted": (lambda: make_pipeline(SimpleImputer(), Ridge()), "fitted SimpleImputer"),
-    "imputer with an indicator": (lambda: make_pipeline(SimpleImputer(add_indicator=True), Ridge()).fit(MISSING, [1, 2, 3, 4]),
-                                  "without an indicator"),
-    "imputer of -1": (lambda: make_pipeline(SimpleImputer(missing_values=-1), Ridge()).fit(X, [1, 2, 3, 4]), "NaN"),
-    "imputer without a number": (lambda: make_pipeline(SimpleImputer(strategy="constant", fill_value=np.inf), Ridge()
-                                                       ).fit(X, [1, 2, 3, 4]), "a number for every feature"),
-    "exponential output": (lambda: quick_mlp(MLPRegressor(loss="poisson")).fit(X, [1, 2, 3, 4]), "found 'exp'"),
+    "imputer with an indicator": (lambda: make_pipeline(INDICATING, Ridge()), "without an indicator"),
+    "imputer of -1": (lambda: make_pipeline(MINUS_ONE, Ridge()), "SimpleImputer of NaN"),
+    "imputer of infinity": (lambda: make_pipeline(INFINITE, Ridge()), "a number for every feature"),
+    "exponential output": (lambda: mlp(MLPRegressor(loss="poisson"), TARGETS), "found 'exp'"),
     "two outputs": (lambda: LinearRegression().fit(X, X), "one output, found 2"),
-    "two outputs of an MLP": (lambda: quick_mlp(MLPRegressor()).fit(X, X), "one output, found 2"),
-    "several labels a row": (lambda: quick_mlp(MLPClassifier()).fit(X, X.astype(int)), "one output, found 2"),
-    "labels that are floats": (lambda: LogisticRegression().fit(X, [0.0, 1.0, 0.0, 1.0]), "labels that are strings"),
-    "labels that are bools": (lambda: LogisticRegression().fit(X, [True, False, True, False]), "labels that are strings"),
+    "two outputs of an MLP": (lambda: mlp(MLPRegressor(), X), "one output, found 2"),
+    "several labels a row": (lambda: mlp(MLPClassifier(), X.astype(int)), "one output, found 2"),
+    "labels that are floats": (lambda: logistic(0.0, 1.0, 0.0, 1.0), "labels that are strings"),
+    "labels that are bools": (lambda: logistic(True, False, True, False), "labels that are strings"),
 }
 
 
@@ -171,7 +186,7 @@ SOUND = {"layers": [(np.ones((1, 2)), np.zeros(1))], "activations": ["identity"]
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
-    ({"tensor_type": "q5_k"}, "a tensor type out of f32"),
+    ({"tensor_type": "q5_k"}, "f32, f16, q8_0, q4_0 for the tensor type"),
     ({"layers": []}, "one layer or more"),
     ({"layers": [(np.ones((1, 2)), np.zeros(2))]}, "in layer 0"),
     ({"layers": [(np.ones((3, 2)), np.zeros(3)), (np.ones((1, 2)), np.zeros(1))]}, "in layer 1"),

@@ -54,7 +54,8 @@ def test_empty_file_of_no_pairs_and_no_tensors_is_read(tmp_path):
 
 def test_tensors_are_read_only_views_of_the_file_with_rows_first(tmp_path):
     content = bytes(range(2 * 34))
-    file = read(tmp_path, g.gguf_of([], {"w": ((2, 32), gguf.Q8_0, content), "b": ((3,), gguf.F32, bytes(12))}))
+    file = read(tmp_path,
+                g.gguf_of([], {"w": ((2, 32), gguf.Q8_0, content), "b": ((3,), gguf.F32, bytes(12))}))
     assert file.tensors["w"].shape == (2, 32)
     assert file.tensors["w"].data.tobytes() == content
     assert file.tensors["b"].data.shape == (1, 12)
@@ -105,35 +106,45 @@ HOSTILE = {
     "huge string": (g.gguf([g.string("k") + struct.pack("<IQ", g.STRING, 2**60)]), "bytes of 'k'"),
     "string past the end": (g.gguf([g.string("k") + struct.pack("<IQ", g.STRING, 20)]), "the file ends at"),
     "huge array": (g.gguf([g.string("k") + struct.pack("<IIQ", g.ARRAY, g.F64, 2**61)]), "items of 'k'"),
-    "huge array of strings": (g.gguf([g.string("k") + struct.pack("<IIQ", g.ARRAY, g.STRING, 2**61)]), "items of 'k'"),
+    "huge array of strings": (g.gguf([g.string("k") + struct.pack("<IIQ", g.ARRAY, g.STRING, 2**61)]),
+                              "items of 'k'"),
     "key not UTF-8": (g.gguf([g.pair(b"\xff", g.U8, 1)]), "UTF-8 in a metadata key"),
     "string not UTF-8": (g.gguf([g.pair("k", g.STRING, b"\xc3(")]), "UTF-8 in 'k'"),
-    "unknown value type": (g.gguf([g.string("k") + struct.pack("<IQ", 13, 0)]), "value type from 0 to 12 for 'k'"),
-    "unknown item type": (g.gguf([g.string("k") + struct.pack("<IIQ", g.ARRAY, 99, 0)]), "item type from 0 to 12"),
+    "unknown value type": (g.gguf([g.string("k") + struct.pack("<IQ", 13, 0)]),
+                           "value type from 0 to 12 for 'k'"),
+    "unknown item type": (g.gguf([g.string("k") + struct.pack("<IIQ", g.ARRAY, 99, 0)]),
+                          "item type from 0 to 12"),
     "bool of 2": (g.gguf([g.string("k") + struct.pack("<IB", g.BOOL, 2)]), "expected 0 or 1 for 'k'"),
-    "bools of 2": (g.gguf([g.string("k") + struct.pack("<IIQ2B", g.ARRAY, g.BOOL, 2, 1, 2)]), "0 or 1 for every item"),
+    "bools of 2": (g.gguf([g.string("k") + struct.pack("<IIQ2B", g.ARRAY, g.BOOL, 2, 1, 2)]),
+                   "0 or 1 for every item"),
     "key twice": (g.gguf([g.pair("k", g.U8, 1)] * 2), "'k' twice"),
-    "arrays ten deep": (g.gguf([g.string("k") + struct.pack("<I", g.ARRAY) + struct.pack("<IQ", g.ARRAY, 1) * 10
-                                + struct.pack("<IQ", g.U8, 0)]), "levels of arrays"),
+    "arrays ten deep": (g.gguf([g.string("k") + struct.pack("<I", g.ARRAY)
+                                + struct.pack("<IQ", g.ARRAY, 1) * 10 + struct.pack("<IQ", g.U8, 0)]),
+                        "levels of arrays"),
     "alignment 0": (g.gguf([g.pair("general.alignment", g.U32, 0)]), "power of two"),
     "alignment 48": (g.gguf([g.pair("general.alignment", g.U32, 48)]), "power of two"),
     "alignment 4": (g.gguf([g.pair("general.alignment", g.U32, 4)]), "power of two"),
     "alignment a string": (g.gguf([g.pair("general.alignment", g.STRING, "32")]), "power of two"),
     "alignment true": (g.gguf([g.pair("general.alignment", g.BOOL, True)]), "power of two"),
     "long tensor name": (g.gguf([], [g.tensor_info("t" * 65, (4,), 0, 0)], bytes(16)), "at most 64 bytes"),
-    "no dimensions": (g.gguf([], [g.tensor_info("t", (), 0, 0)], bytes(99)), "1 to 4 dimensions of 't', found 0"),
+    "no dimensions": (g.gguf([], [g.tensor_info("t", (), 0, 0)], bytes(99)),
+                      "1 to 4 dimensions of 't', found 0"),
     "five dimensions": (g.gguf([], [g.tensor_info("t", (1,) * 5, 0, 0)], bytes(4)), "1 to 4 dimensions"),
-    "huge number of dimensions": (g.gguf([], [g.string("t") + struct.pack("<IQQ", 2**32 - 1, 1, 1)]), "dimensions"),
+    "huge number of dimensions": (g.gguf([], [g.string("t") + struct.pack("<IQQ", 2**32 - 1, 1, 1)]),
+                                  "dimensions"),
     "dimension of 0": (g.gguf([], [g.tensor_info("t", (0, 4), 0, 0)], bytes(16)), "found shape"),
     "unknown tensor type": (g.gguf([], [g.tensor_info("t", (4,), 4, 0)], bytes(16)), "known tensor type"),
-    "part of a block": (g.gguf([], [g.tensor_info("t", (2, 33), gguf.Q8_0, 0)], bytes(99)), "whole blocks of 32"),
+    "part of a block": (g.gguf([], [g.tensor_info("t", (2, 33), gguf.Q8_0, 0)], bytes(99)),
+                        "whole blocks of 32"),
     "huge tensor": (g.gguf([], [g.tensor_info("t", (2**63, 2**63, 4), 0, 0)], bytes(16)), "the file ends at"),
     "tensor past the end": (g.gguf([], [F32_4], bytes(15)), "the file ends at"),
     "huge offset": (g.gguf([], [g.tensor_info("t", (4,), 0, 2**64 - 32)], bytes(16)), "the file ends at"),
     "odd offset": (g.gguf([], [g.tensor_info("t", (4,), 0, 8)], bytes(64)), "multiple of 32"),
-    "tensors that overlap": (g.gguf([], [g.tensor_info("a", (9,), 0, 0), g.tensor_info("b", (9,), 0, 32)], bytes(99)),
+    "tensors that overlap": (g.gguf([], [g.tensor_info("a", (9,), 0, 0), g.tensor_info("b", (9,), 0, 32)],
+                                    bytes(99)),
                              "do not overlap"),
-    "tensors in one place": (g.gguf([], [g.tensor_info("a", (4,), 0, 0), g.tensor_info("b", (4,), 0, 0)], bytes(99)),
+    "tensors in one place": (g.gguf([], [g.tensor_info("a", (4,), 0, 0), g.tensor_info("b", (4,), 0, 0)],
+                                    bytes(99)),
                              "do not overlap"),
     "tensor name twice": (g.gguf([], [F32_4, g.tensor_info("t", (4,), 0, 32)], bytes(99)), "'t' twice"),
     "tensor name not UTF-8": (g.gguf([], [g.tensor_info(b"\xff\xfe", (4,), 0, 0)], bytes(16)), "UTF-8"),
@@ -181,7 +192,8 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
             case 0:
                 out[at] ^= 1 << rng.randrange(8)
             case 1:
-                out[at:at + 8] = struct.pack("<Q", rng.choice([0, 1, 2**16, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
+                out[at:at + 8] = struct.pack("<Q",
+                                             rng.choice([0, 1, 2**16, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
             case 2:
                 out[at:at + 4] = struct.pack("<I", rng.randrange(0, 48))
             case 3:
@@ -196,8 +208,9 @@ def test_mutated_models_are_refused_or_predict_the_same_both_ways(tmp_path):
     from kernels.export import save_dense
     path = tmp_path / "sound.gguf"
     values = np.random.default_rng(0).normal(size=(3, 3))
-    save_dense(path, [(values, values[0]), (values[:2], values[0, :2])], ["tanh", "softmax"], name="n", version="1",
-               task="classification", classes=["no", "yes"], feature_names=["a", "b", "c"], fill_values=[0.5] * 3,
+    save_dense(path, [(values, values[0]), (values[:2], values[0, :2])], ["tanh", "softmax"],
+               name="n", version="1", task="classification", classes=["no", "yes"],
+               feature_names=["a", "b", "c"], fill_values=[0.5] * 3,
                input_offset=[1, 2, 3], input_scale=[0.1, 10, 1])
     rng, survivors, path_mutated = random.Random(7), 0, tmp_path / "mutated.gguf"
     sources = [path.read_bytes(), DEFAULT_MODEL.read_bytes()]

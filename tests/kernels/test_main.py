@@ -51,7 +51,8 @@ def test_inspect_prints_the_metadata_and_the_tensors(capsys):
 
 def test_inspect_sends_no_control_characters_to_the_terminal(tmp_path, capsys):
     path = tmp_path / "hostile.gguf"
-    pairs = [g.pair("a\x1b[2J", g.STRING, "b\x07\n" + "x" * 200), g.pair("c", g.ARRAY, (g.STRING, ["\x1b"] * 20))]
+    pairs = [g.pair("a\x1b[2J", g.STRING, "b\x07\n" + "x" * 200),
+             g.pair("c", g.ARRAY, (g.STRING, ["\x1b"] * 20))]
     path.write_bytes(g.gguf(pairs, [g.tensor_info("\x1bt", (1,), 0, 0)], bytes(4)))
     assert main(["inspect", str(path)]) == 0
     out = capsys.readouterr().out
@@ -67,7 +68,8 @@ def test_file_without_metadata_and_tensors_is_inspected(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["warm"], ["quantize", "OUT", "--type", "f16"]])
-@pytest.mark.parametrize(("content", "expected"), [(None, "No such file or directory"), (b"PK", "expected a GGUF file")])
+@pytest.mark.parametrize(("content", "expected"),
+                         [(None, "No such file or directory"), (b"PK", "expected a GGUF file")])
 def test_bad_file_gets_one_line_and_status_1(tmp_path, capsys, command, content, expected):
     path = tmp_path / "bad.gguf"
     if content is not None:
@@ -81,8 +83,8 @@ def test_bad_file_gets_one_line_and_status_1(tmp_path, capsys, command, content,
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["melt"], ["quantize", "a", "b"], ["quantize", "a", "b", "--type", "q9"],
-                                       ["inspect"]])
+@pytest.mark.parametrize("arguments", [[], ["melt"], ["inspect"], ["quantize", "a", "b"],
+                                       ["quantize", "a", "b", "--type", "q9"]])
 def test_bad_options_get_status_2(arguments):
     with pytest.raises(SystemExit) as exit_status:
         main(arguments)
@@ -103,7 +105,8 @@ SERVER = "import sys; print(*sys.argv[1:]); sys.exit(7)"
 @pytest.mark.parametrize("with_server", [False, True])
 @pytest.mark.parametrize("models", [[], ["model.gguf"]])
 def test_warm_fills_the_cache_and_hands_over_to_the_server_where_there_is_one(tmp_path, with_server, models):
-    shutil.copytree(Path(kernels.__file__).parent, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(kernels.__file__).parent, tmp_path / "kernels",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(DEFAULT_MODEL, tmp_path / "model.gguf")
     if with_server:
         (tmp_path / "server").mkdir()

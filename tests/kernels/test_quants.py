@@ -46,8 +46,8 @@ def test_every_finite_half_is_read_exactly():
     assert found.tobytes() == expected.tobytes()  # bytes: −0.0 is not 0.0
 
 
-# The largest error, in steps of the block's scale; a Q4_0 value as far from zero as the farthest, on the other
-# side, costs a whole step.
+# The largest error, in steps of the block's scale; a Q4_0 value as far from zero as the farthest, on the
+# other side, costs a whole step.
 @pytest.mark.parametrize(("format_name", "steps"), [("q8_0", 0.5), ("q4_0", 1.0)])
 @pytest.mark.parametrize("size", [0.02, 1.0, 1e4])
 def test_quantizing_costs_at_most_the_stated_step(format_name, steps, size):
@@ -65,7 +65,8 @@ def test_zeros_stay_zeros():
         assert not quants.dequantize(quants.quantize(np.zeros((1, 32)), tensor_type), tensor_type).any()
 
 
-@pytest.mark.parametrize(("format_name", "too_large"), [("f32", 1e39), ("f16", 65520.0), ("q8_0", 1e7), ("q4_0", 1e6)])
+@pytest.mark.parametrize(("format_name", "too_large"),
+                         [("f32", 1e39), ("f16", 65520.0), ("q8_0", 1e7), ("q4_0", 1e6)])
 def test_weights_that_the_format_cannot_hold_are_refused(format_name, too_large):
     for value, message in [(too_large, "smaller weights"), (np.nan, "finite"), (-np.inf, "finite")]:
         values = np.zeros((1, 32))

@@ -14,7 +14,8 @@ NAN, ZEROS = np.array([np.nan] * 2, "<f4").tobytes(), bytes(8)
 
 # A sound model of 3 features, 2 hidden units and 2 classes, as parts that a test replaces.
 STRINGS = {
-    "general.architecture": "tabular", "general.name": "m", "general.version": "1", "tabular.task": "classification",
+    "general.architecture": "tabular", "general.name": "m", "general.version": "1",
+    "tabular.task": "classification",
 }
 ARRAYS = {
     "tabular.layer_widths": (g.U32, [3, 2, 2]), "tabular.activations": (g.STRING, ["relu", "softmax"]),
@@ -43,11 +44,13 @@ def write(path, changes: dict[str, object]) -> None:
 
 SOUND = {
     "all fields": {},
-    "only what must be": dict.fromkeys(["tabular.feature_names", "tabular.fill_values", "input.offset", "input.scale"]),
+    "only what must be": dict.fromkeys(["tabular.feature_names", "tabular.fill_values", "input.offset",
+                                        "input.scale"]),
     "labels that are integers": {"tabular.classes": (g.I32, [-5, 7])},
     "binary": BINARY,
     "score": BINARY | {"tabular.task": "score", "tabular.activations": (g.STRING, ["relu", "identity"])},
-    "regression": BINARY | {"tabular.task": "regression", "tabular.activations": (g.STRING, ["relu", "relu"])},
+    "regression": BINARY | {"tabular.task": "regression",
+                            "tabular.activations": (g.STRING, ["relu", "relu"])},
 }
 
 
@@ -75,16 +78,22 @@ REFUSED = {
     "huge width": ({"tabular.layer_widths": (g.U64, [3, 2**63, 2])}, "shape"),
     "one activation too few": ({"tabular.activations": (g.STRING, ["softmax"])}, "tabular.activations"),
     "unknown activation": ({"tabular.activations": (g.STRING, ["gelu", "softmax"])}, "tabular.activations"),
-    "softmax before the end": ({"tabular.activations": (g.STRING, ["softmax", "softmax"])}, "tabular.activations"),
+    "softmax before the end": ({"tabular.activations": (g.STRING, ["softmax", "softmax"])},
+                               "tabular.activations"),
     "classes by identity": ({"tabular.activations": (g.STRING, ["relu", "identity"])}, "tabular.activations"),
-    "classes by two logistics": ({"tabular.activations": (g.STRING, ["relu", "logistic"])}, "softmax takes more"),
-    "classes by one softmax": (BINARY | {"tabular.activations": (g.STRING, ["relu", "softmax"])}, "tabular.classes"),
+    "classes by two logistics": ({"tabular.activations": (g.STRING, ["relu", "logistic"])},
+                                 "softmax takes more"),
+    "classes by one softmax": (BINARY | {"tabular.activations": (g.STRING, ["relu", "softmax"])},
+                               "tabular.classes"),
     "score by logistic": (BINARY | {"tabular.task": "score"}, "tabular.activations"),
-    "regression by softmax": (BINARY | {"tabular.task": "regression", "tabular.activations": (g.STRING, ["relu", "softmax"])},
+    "regression by softmax": (BINARY | {"tabular.task": "regression",
+                                        "tabular.activations": (g.STRING, ["relu", "softmax"])},
                               "tabular.activations"),
-    "regression of two": ({"tabular.task": "regression"}, "one output for tabular.task 'regression', found 2"),
+    "regression of two": ({"tabular.task": "regression"},
+                          "one output for tabular.task 'regression', found 2"),
     "no classes": ({"tabular.classes": None}, "tabular.classes"),
-    "three classes": ({"tabular.classes": (g.STRING, ["a", "b", "c"])}, "2 different labels in tabular.classes"),
+    "three classes": ({"tabular.classes": (g.STRING, ["a", "b", "c"])},
+                      "2 different labels in tabular.classes"),
     "class twice": ({"tabular.classes": (g.STRING, ["a", "a"])}, "tabular.classes"),
     "classes of floats": ({"tabular.classes": (g.F32, [0, 1])}, "tabular.classes"),
     "classes of bools": ({"tabular.classes": (g.BOOL, [False, True])}, "tabular.classes"),
@@ -97,15 +106,19 @@ REFUSED = {
     "fill value NaN": ({"tabular.fill_values": (g.F64, [1, 2, np.nan])}, "tabular.fill_values"),
     "no weight": ({"dense.1.weight": None}, "a tensor dense.1.weight"),
     "no bias": ({"dense.0.bias": None}, "a tensor dense.0.bias"),
-    "weight of another shape": ({"dense.0.weight": ((3, 32), Q8_0, bytes(102))}, "shape (2, 32) of dense.0.weight"),
+    "weight of another shape": ({"dense.0.weight": ((3, 32), Q8_0, bytes(102))},
+                                "shape (2, 32) of dense.0.weight"),
     "weight not padded": ({"dense.0.weight": ((2, 3), F32, bytes(24))}, "shape (2, 32) of dense.0.weight"),
-    "weight of another type": ({"dense.0.weight": ((2, 32), F64, bytes(512))}, "Q8_0 or Q4_0 for dense.0.weight, found F64"),
+    "weight of another type": ({"dense.0.weight": ((2, 32), F64, bytes(512))},
+                               "Q8_0 or Q4_0 for dense.0.weight, found F64"),
     "bias of another type": ({"dense.0.bias": ((2,), F16, bytes(4))}, "F32 for dense.0.bias, found F16"),
     "bias of another shape": ({"dense.0.bias": ((1, 2), F32, ZEROS)}, "shape (2,) of dense.0.bias"),
-    "weight infinite": ({"dense.0.weight": ((2, 32), Q8_0, bytes(34) + SCALE_OF_INFINITY)}, "finite numbers in dense.0.weight"),
+    "weight infinite": ({"dense.0.weight": ((2, 32), Q8_0, bytes(34) + SCALE_OF_INFINITY)},
+                        "finite numbers in dense.0.weight"),
     "weight NaN": ({"dense.1.weight": ((2, 32), F32, NAN * 32)}, "finite numbers in dense.1.weight"),
     "bias NaN": ({"dense.1.bias": ((2,), F32, NAN)}, "finite numbers in dense.1.bias"),
-    "scale NaN": ({"input.scale": ((3,), F64, np.full(3, np.nan).tobytes())}, "finite numbers in input.scale"),
+    "scale NaN": ({"input.scale": ((3,), F64, np.full(3, np.nan).tobytes())},
+                  "finite numbers in input.scale"),
     "offset of float32": ({"input.offset": ((3,), F32, bytes(12))}, "F64 for input.offset"),
     "offset of another shape": ({"input.offset": ((4,), F64, bytes(32))}, "shape (3,) of input.offset"),
 }
@@ -128,6 +141,7 @@ def test_unsound_file_is_refused_by_field(tmp_path, case):
     ([[[1, 2, 3, 4, 5]]], "shape (1, 1, 5)"),
     ([[1, 2, 3, 4, "x"]], "rows of 5 numbers"),
     ([[1, 2], [3]], "rows of 5 numbers"),
+    ([[1, 2, 3, 4, 10**400]], "rows of 5 numbers"),
     ([[0, 0, 0, 0, 0], [1, 2, np.nan, 4, 5]], "row 1, feature 2 is nan"),
     ([[1, 2, 3, 4, -np.inf]], "row 0, feature 4 is -inf"),
     ([[1.7e308, -1.7e308, 1.7e308, -1.7e308, 1.7e308]], "too large: a score overflows"),
@@ -152,7 +166,8 @@ def test_rows_of_any_numeric_type_and_order_are_taken(native):
     model = kernels.load(DEFAULT_MODEL, native=native)
     X = np.arange(20.0).reshape(4, 5)
     expected = model.predict(X).tolist()
-    for same in (X.tolist(), X.astype(np.float32), X.astype(int), np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2]):
+    for same in (X.tolist(), X.astype(np.float32), X.astype(int), np.asfortranarray(X),
+                 np.repeat(X, 2, axis=0)[::2]):
         assert model.predict(same).tolist() == expected
 
 
