@@ -39,8 +39,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     p = Parser(prog="python -m server", description="Serve models over HTTP.",
-               epilog="Also: 'python -m server doctor' says what works on this machine, 'python -m server warm [MODEL ...]'"
-                      " compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model or key file,"
+               epilog="Also: 'python -m server doctor' says what works on this machine, 'python -m server warm"
+                      " [MODEL ...]' compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model or key file,"
                       " 4 cannot listen, 5 wrong 'kernels' package.")
     p.add_argument("models", nargs="*", type=Path, metavar="MODEL",
                    help=f"model files; the first one answers requests that name none (default: {DEFAULT_MODEL.stem})")
@@ -52,9 +52,10 @@ def parser() -> Parser:
     p.add_argument("--max-connections", type=positive, default=4096, metavar="N",
                    help="more are answered 503 (default: %(default)s)")
     p.add_argument("--allowed-hosts", metavar="A,B", type=hosts,
-                   help="names that a request's Host may give, or * (default: loopback names when listening on loopback,"
-                        " else *)")
-    p.add_argument("--cors-origin", metavar="ORIGIN", help="let pages of this origin (or *) call the server from a browser")
+                   help="names that a request's Host may give, or * (default: loopback names when listening on"
+                        " loopback, else *)")
+    p.add_argument("--cors-origin", metavar="ORIGIN",
+                   help="let pages of this origin (or *) call the server from a browser")
     p.add_argument("--log-format", choices=("text", "json"), default="text")
     p.add_argument("--no-native", action="store_true", help="serve everything in Python, without compiled code")
     p.add_argument("--version", action="version", version=f"testigo {kernels.__version__}")

@@ -1,6 +1,6 @@
 """Which request goes where: the route table, and what is checked before any route is asked.
 
-The rule to keep: a new endpoint is one row of `ROUTES`, one function, and one entry of `openapi`; it never touches sockets.
+The rule to keep: a new endpoint is one row of `ROUTES`, one function and one entry of `openapi`; it touches no sockets.
 """
 
 import hmac
@@ -42,7 +42,7 @@ class Application:
             return ApiError(401, "invalid_api_key", "The request needs a valid key: 'Authorization: Bearer KEY'.",
                             headers=(("WWW-Authenticate", "Bearer"),))
         route, _ = find_route(head.path)
-        if route is None:
+        if not route:
             return ApiError(404, "not_found", "There is nothing at this path; GET /openapi.json lists the endpoints.")
         if head.method not in route and not (head.method == "HEAD" and "GET" in route):
             allowed = ", ".join(sorted(set(route) | ({"HEAD"} if "GET" in route else set())))
@@ -123,7 +123,8 @@ def json_response(content) -> Response:
 
 def health(app: Application, request: Request, argument: str) -> Response:
     model = app.models.default
-    return json_response({"status": "healthy", "model_loaded": True, "model_name": model.name, "version": model.version})
+    return json_response({"status": "healthy", "model_loaded": True, "model_name": model.name,
+                          "version": model.version})
 
 
 def ready(app: Application, request: Request, argument: str) -> Response:
@@ -182,7 +183,7 @@ def route_name(path: str) -> str:
     return path if path in ROUTES and "{" not in path else "other"
 
 
-def find_route(path: str) -> tuple[dict[str, Handler] | None, str]:
-    """(handlers by method, the path's last part where the route has one), or (None, "")."""
+def find_route(path: str) -> tuple[dict[str, Handler], str]:
+    """(handlers by method, the path's last part where the route has one), or ({}, "")."""
     name = route_name(path)
-    return ROUTES.get(name), path[len(MODEL_PREFIX):] if name.endswith("{id}") else ""
+    return ROUTES.get(name, {}), path[len(MODEL_PREFIX):] if name.endswith("{id}") else ""

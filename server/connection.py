@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 from server.errors import TIMED_OUT, ApiError, error_body
 from server.http1 import ChunkedDecoder, HeadParser, Refusal, RequestHead
@@ -74,6 +75,7 @@ class Connection(BaseHTTPRequestHandler):
     `server` is a `listener.Listener`: it has `application`, `limits` and `draining`.
     """
 
+    server: Any  # a listener.Listener, which this module must not import
     received: bytearray
     close_connection: bool
 
@@ -142,7 +144,7 @@ class Connection(BaseHTTPRequestHandler):
         waiting = not self.received
         while True:
             consumed = parser.feed(bytes(self.received))
-            if consumed is not None:
+            if parser.head is not None:
                 del self.received[:consumed]
                 return parser.head
             self.received.clear()

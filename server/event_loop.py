@@ -4,9 +4,9 @@ Two kinds of thread serve connections, and each connection has exactly one holde
 
 - an **event loop** (one a core, `run_loop`) waits for all its connections with one epoll and answers what is
   ready: under load one `epoll_wait` brings many requests, and idle connections cost 100 bytes each;
-- a **worker** (`serve_owned`) holds a single connection and blocks in `recv`. It gets a connection for what the loop must
-  not wait for (Python's requests, long bodies, clients that read slowly), and also when a connection has been
-  the only busy one for a while: then a request costs `recv` and `send` and nothing else.
+- a **worker** (`serve_owned`) holds a single connection and blocks in `recv`. It gets a connection for what the
+  loop must not wait for (Python's requests, long bodies, clients that read slowly), and also when a connection has
+  been the only busy one for a while: then a request costs `recv` and `send` and nothing else.
 
 The rule to keep: whoever holds a connection is the only one to touch its row; giving it away
 (a write to the queue, `epoll_ctl`) is the last thing that the holder does with it.
@@ -23,17 +23,17 @@ from kernels.compiled import cfunc, inner
 from server import hotpath
 from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW, bytes_of, int64s_of
 from server.layout import (
-    BODY, CONNECTION, CONNECTIONS, COUNTS, EVENTS, FLUSH_BYTES, FREE, HEAD, IDLE, IDLE_WORKERS, LINGERING, LOOP, LOOP_LOADS,
-    MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, WATCHED, WORK,
+    BODY, CONNECTION, CONNECTIONS, COUNTS, EVENTS, FLUSH_BYTES, FREE, HEAD, IDLE, IDLE_WORKERS, LINGERING, LOOP,
+    LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, WATCHED, WORK,
 )
 from server.libc import (
     CLOCK_MONOTONIC, EAGAIN, EINTR, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EVENT_DATA, EVENT_INTS, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, accept4, atomic_add, caller_of, close, epoll_ctl, epoll_wait, errno, free, malloc,
-    memcpy, memmove, now_ns, read, recv, send, shutdown, usleep, view_of, write,
+    MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, accept4, atomic_add, caller_of, close, epoll_ctl, epoll_wait, errno, free,
+    malloc, memcpy, memmove, now_ns, read, recv, send, shutdown, usleep, view_of, write,
 )
 
 # What `serve_owned` gives back to Python.
-GONE, PYTHON, LARGE, LATE = range(4)  # closed or back in its loop; a request for Python; needs a larger buffer; too late
+GONE, PYTHON, LARGE, LATE = range(4)  # closed or back in its loop; a request for it; a larger buffer; an error 408
 
 SOLO_REQUESTS = 16  # a connection that was the only busy one for so many requests moves to a worker
 SWEEP_NS = 10_000_000_000  # deadlines of silent connections are looked at this often
@@ -454,7 +454,7 @@ def compile_all() -> list:
 
 
 class Native:
-    """The compiled functions, callable from Python with the addresses of a `Shared` and a `Work`; none holds the GIL."""
+    """The compiled functions, for Python to call with the addresses of a `Shared` and a `Work`; none holds the GIL."""
 
     def __init__(self) -> None:
         answer = hotpath.compile_answer()

@@ -185,7 +185,7 @@ def is_allowed_host(shared, buf, at, end):
 
 @inner
 def is_authorized(shared, buf, at, end):
-    """Whether an Authorization value is `Bearer` with one of the keys; takes the same time for every wrong key of a length."""
+    """Whether an Authorization value is `Bearer` with one of the keys; as slow for every wrong key of a length."""
     if end - at <= BEARER.size or not equals_folded(buf, at, at + BEARER.size, BEARER):
         return False
     at, end = trim(buf, at + BEARER.size, end)

@@ -91,7 +91,7 @@ def atomic_add(array, index, value):
 
 
 def view_of(dtype):
-    """A function that makes the array that a `layout.SPAN` stands for: span.length elements of this dtype at span.at."""
+    """A function that makes the array that a `layout.SPAN` stands for: its elements are of this dtype."""
     element = from_dtype(np.dtype(dtype))
     array_type = types.Array(element, 1, "C")
 

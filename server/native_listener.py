@@ -50,7 +50,8 @@ class NativeListener(Listener):
         models = [model.native() for model in app.models.by_name.values()]
         self._kept = models
         self._scratch_doubles = max(model.scratch_doubles for model in models)
-        rows, labels = np.zeros(len(models), layout.MODEL), []
+        rows = np.zeros(len(models), layout.MODEL)
+        labels: list[bytes] = []
         for row, native, model in zip(rows, models, app.models.by_name.values()):
             row["name"] = text.add(model.name.encode())
             row["tail"] = text.add(b'], "model": %s, "version": %s, "latency_ms": ' % (
@@ -62,9 +63,9 @@ class NativeListener(Listener):
             labels += native.labels or ()
         self._longest_text = max(map(len, labels), default=0) + int(rows["tail"]["length"].max())
         refusals = np.zeros(2, layout.REFUSAL)
-        for row, error in ((layout.OVERLOADED, errors.OVERLOADED), (layout.TIMED_OUT, errors.TIMED_OUT)):
+        for i, error in ((layout.OVERLOADED, errors.OVERLOADED), (layout.TIMED_OUT, errors.TIMED_OUT)):
             response = errors.refusal(error, DATE_PLACE)
-            refusals[row] = (text.add(response), response.index(DATE_PLACE.encode()))
+            refusals[i] = (text.add(response), response.index(DATE_PLACE.encode()))
         n_threads = n_loops + MOST_WORKERS
         self.shared = layout.Shared(layout.SHARED, {
             "connections": np.zeros(n_descriptors, layout.CONNECTION), "loops": self._make_loops(n_loops),
@@ -181,7 +182,7 @@ class HeldConnection(Connection):
     """A connection that native code owns and lends to Python for one request at a time."""
 
     def __init__(self, server: NativeListener):
-        self.server, self.client_address = server, None
+        self.server, self.client_address = server, ()  # type: ignore[assignment]
         self.setup()
 
     def serve(self, fd: int, buffer: np.ndarray, n: int, late: bool) -> int:

@@ -37,8 +37,8 @@ SCHEMAS = {
             "owned_by": {"type": "string"}, "version": {"type": "string"}, "kind": {"type": "string"},
             "model_type": {"type": "string"}, "n_features": {"type": "integer"},
             "feature_names": {"type": ["array", "null"], "items": {"type": "string"}},
-            "classes": {"type": ["array", "null"]}, "n_classes": {"type": "integer"}, "takes_missing": {"type": "boolean"},
-            "size_bytes": {"type": "integer"}}},
+            "classes": {"type": ["array", "null"]}, "n_classes": {"type": "integer"},
+            "takes_missing": {"type": "boolean"}, "size_bytes": {"type": "integer"}}},
     "ModelList": {
         "type": "object", "required": ["object", "data", "name", "version", "n_features", "model_type"],
         "properties": {
@@ -75,8 +75,8 @@ def document(authorized: bool) -> dict:
             "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/PredictRequest"})}}},
     }
     components: dict = {"schemas": SCHEMAS}
-    content = {"openapi": "3.1.0", "info": {"title": "Testigo", "version": kernels.__version__}, "paths": paths,
-               "components": components}
+    content: dict = {"openapi": "3.1.0", "info": {"title": "Testigo", "version": kernels.__version__},
+                     "paths": paths, "components": components}
     if authorized:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         content["security"] = [{"key": []}]
