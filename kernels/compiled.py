@@ -87,7 +87,8 @@ def _process_root() -> Path:
 
 def _digest(package_dir: Path) -> str:
     digest = hashlib.sha256()
-    digest.update(f"{sys.version} {numba.__version__} boundscheck={config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
+    bounds_check = config.BOUNDSCHECK  # type: ignore[attr-defined]
+    digest.update(f"{sys.version} {numba.__version__} boundscheck={bounds_check}".encode())
     for folder in sorted({Path(__file__).resolve().parent, package_dir}):
         for source in sorted(folder.glob("*.py")):
             digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

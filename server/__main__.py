@@ -40,8 +40,8 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     p = Parser(prog="python -m server", description="Serve models over HTTP.",
                epilog="Also: 'python -m server doctor' says what works on this machine, 'python -m server warm"
-                      " [MODEL ...]' compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model or key file,"
-                      " 4 cannot listen, 5 wrong 'kernels' package.")
+                      " [MODEL ...]' compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model"
+                      " or key file, 4 cannot listen, 5 wrong 'kernels' package.")
     p.add_argument("models", nargs="*", type=Path, metavar="MODEL",
                    help=f"model files; the first one answers requests that name none (default: {DEFAULT_MODEL.stem})")
     p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")

@@ -45,9 +45,9 @@ class Server:
     def stderr_text(self) -> str:
         return self._stderr.read_text(errors="replace")
 
-    def connect(self, timeout_s: float = WAIT_S) -> "Client":
+    def connect(self, timeout_s: float = WAIT_S, receive_buffer_bytes: int = 0) -> "Client":
         """A new connection to this server."""
-        return Client(self.host, self.port, timeout_s)
+        return Client(self.host, self.port, timeout_s, receive_buffer_bytes)
 
     def ask(self, data: bytes) -> "Response":
         """The answer to one request on a connection of its own."""
@@ -90,8 +90,8 @@ def start(*args: str | Path, native: bool = True, env: dict[str, str] | None = N
 def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT,
         command: Sequence[str | Path] = COMMAND) -> subprocess.CompletedProcess:
     """Run `python -m server` with these arguments to its end → status, stdout and stderr as text."""
-    return subprocess.run([str(part) for part in (*command, *args)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_S, cwd=cwd,
-                          env=os.environ | (env or {}))
+    return subprocess.run([str(part) for part in (*command, *args)], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=START_S, cwd=cwd, env=os.environ | (env or {}))
 
 
 def _first_line(process: subprocess.Popen, server: Server) -> str:
@@ -128,8 +128,16 @@ class Response(NamedTuple):
 class Client:
     """One raw connection: what is sent is exactly what is given; responses are read one by one."""
 
-    def __init__(self, host: str, port: int, timeout_s: float = WAIT_S):
-        self.socket = socket.create_connection((host, port), timeout_s)
+    def __init__(self, host: str, port: int, timeout_s: float = WAIT_S, receive_buffer_bytes: int = 0):
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.socket.settimeout(timeout_s)
+        if receive_buffer_bytes:  # works only before connecting
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        try:
+            self.socket.connect((host, port))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = bytearray()
 

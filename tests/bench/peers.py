@@ -158,7 +158,7 @@ def testigo(cores: Sequence[int], *args: str, native: bool = True, env: dict[str
     """This server on these cores. Bytecode is cached also where the environment says otherwise, as users have it."""
     start = time.perf_counter()
     with serving.start(*args, native=native, env={"PYTHONDONTWRITEBYTECODE": ""} | (env or {}),
-                       python=[*on_cores(cores), sys.executable]) as server:
+                       command=[*on_cores(cores), *serving.COMMAND]) as server:
         check_answer(server.port)
         yield Running("testigo" if native else "testigo --no-native", server.pid, server.port,
                       time.perf_counter() - start)

@@ -131,13 +131,7 @@ def test_client_that_reads_late_gets_every_answer(server):
     """The answers are many times what the socket buffers hold, so that the server must wait for this client."""
     rows = [[i, 1, 2, 3, 4] for i in range(100)]
     n, data, expected = 2500, predict_request(rows), predictions(rows)
-    client = serving.Client.__new__(serving.Client)
-    client.socket = socket.socket()
-    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.socket.connect((server.host, server.port))
-    client.socket.settimeout(serving.WAIT_S)
-    client._received = bytearray()
-    with client:
+    with server.connect(receive_buffer_bytes=4096) as client:
         sender = threading.Thread(target=client.send, args=(data * n,))
         sender.start()
         sender.join(0.3)  # usually it is stuck by now; the answers must be right either way
@@ -199,6 +193,8 @@ def test_length_above_the_limit_gets_413_before_the_body_comes(server):
     with server.connect(timeout_s=5) as client:
         response = client.ask(request("POST", "/v1/predict", headers={"Content-Length": "16777217"}))
         assert (response.status, response.code) == (413, "body_too_large")
+        client.send(padded_body(100_000))  # a client that reads later than it writes is not reset
+        assert client.is_closed()
 
 
 @pytest.mark.parametrize("native", [True, False])

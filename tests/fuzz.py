@@ -1,0 +1,679 @@
+"""`python -m tests.fuzz`: mutated requests against the hot path, and the box in which tests run both paths side by side.
+
+The rule to keep: what runs here is the compiled function that the event loops call, on buffers laid out by the
+server's own code; only the sockets are missing, and a share of the requests goes over real ones too.
+
+Each request is given whole, and then every prefix of it, as an event loop that receives it in pieces would see it.
+A finding is: an index out of bounds (NUMBA_BOUNDSCHECK=1), an outcome that depends on bytes past the end of the
+request, an answer to half a request, one that differs from the whole request's, a byte changed that is not the
+hot path's to change, a request that is not counted, and a response other than the Python path's.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import random
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba.core import config
+
+import kernels
+from kernels.compiled import OPTIONS, inner
+from server import layout, models
+from server.__main__ import LOOPBACK
+from server.access_log import AccessLog
+from server.application import Application
+from server.connection import Connection, Gone, Limits
+from server.event_loop import call_answer
+from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW, bytes_of
+from server.metrics import Metrics
+from server.native_listener import LOOP_BYTES, NativeListener
+from tests import serving
+
+CLIENT = ("127.0.0.1", 1)
+GUARD_BYTES, GUARD = 4096, 0xA5  # around every buffer that the hot path writes
+GUARDED = ("received", "response", "rows", "predictions", "probabilities", "scratch", "lines")
+VARYING = re.compile(rb'(?:(?<=\r\nDate: )[^\r]{29}|(?<=\r\nContent-Length: )\d+|(?<="latency_ms": )[^}]+)')
+
+
+# --- both paths in a box ------------------------------------------------------------------------
+
+class Wire:
+    """The server's end of a connection whose client has sent `data` and no more; `sent` has one item a response."""
+
+    def __init__(self, data: bytes = b""):
+        self.unread, self.sent = data, []
+
+    def recv(self, size: int) -> bytes:
+        data, self.unread = self.unread[:size], self.unread[size:]
+        return data
+
+    def send(self, data: bytes) -> int:
+        self.sent.append(bytes(data))
+        return len(data)
+
+    def sendall(self, data: bytes) -> None:
+        self.send(data)
+
+    def shutdown(self, how: int) -> None:
+        """There is nobody to tell."""
+
+
+class Lent(Connection):
+    """A connection that Python holds for one request, as `native_listener.HeldConnection` does."""
+
+    def __init__(self, server, data: bytes):
+        self.server, self.request, self.client_address = server, Wire(), CLIENT
+        self.setup()
+        self.received += data
+
+    def serve(self) -> list[bytes]:
+        """The responses to the first request; what follows it stays in `received`."""
+        try:
+            self.handle_one_request()
+        except Gone:
+            self.close_connection = True
+        return self.request.sent
+
+
+class Answer(NamedTuple):
+    """What the hot path made of the bytes at the front."""
+
+    outcome: int
+    response: bytes
+    place: int  # where the request ends; INCOMPLETE_BODY: will end
+    keep_alive: bool
+
+
+class Paths:
+    """The hot path and the Python path of one server without its sockets and threads.
+
+    The Python path computes with numpy, as --no-native does, so equal answers are equal bits of two implementations.
+    """
+
+    def __init__(self, files: Sequence[Path] = (), received_bytes: int = LOOP_BYTES, **options):
+        options = {"allowed_hosts": frozenset(LOOPBACK)} | options
+
+        def application(native: bool) -> Application:
+            served = models.load(files, native)
+            return Application(served, Metrics(list(served.by_name)), AccessLog(stream=SimpleNamespace(
+                write=lambda line: None, flush=lambda: None)), **options)
+        self.listener = NativeListener("127.0.0.1", 0, application(native=True), Limits())
+        self.listener.prepare(lambda step: None)
+        self.listener.tick()
+        self.shared = self.listener.shared
+        self.work = self.listener._work(0, received_bytes)
+        self._guards = guard(self.work)
+        self._answer = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(self.listener.native.answer_address)
+        self._python = SimpleNamespace(application=application(native=False), limits=Limits(), draining=False)
+
+    def __enter__(self) -> "Paths":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.listener.socket.close()
+
+    def hot(self, data: bytes, at: int = 0, out_at: int = 0) -> Answer:
+        """The hot path's answer to data[at:], its response written at `out_at`."""
+        self.work.received[:len(data)] = np.frombuffer(data, np.uint8)
+        outcome = self._answer(self.shared.address, self.work.address, at, len(data), out_at)
+        place, end, keep_alive = self.work.result[:3].tolist()
+        response = self.work.response[out_at:end].tobytes() if outcome == ANSWERED else b""
+        return Answer(outcome, response, place, bool(keep_alive))
+
+    def python(self, data: bytes) -> list[bytes]:
+        """The Python path's responses to everything in `data`."""
+        wire = Wire(data)
+        Connection(wire, CLIENT, self._python)
+        return wire.sent
+
+    def mixed(self, data: bytes) -> tuple[list[bytes], int]:
+        """The responses of both as the event loop and its workers take turns, and how many of them are the hot path's."""
+        sent, n_hot = [], 0
+        while data:
+            answer = self.hot(data)
+            if answer.outcome == ANSWERED:
+                sent.append(answer.response)
+                n_hot, data, keep_alive = n_hot + 1, data[answer.place:], answer.keep_alive
+            elif answer.outcome == SLOW:
+                lent = Lent(self._python, data)
+                sent += lent.serve()
+                data, keep_alive = bytes(lent.received), not lent.close_connection
+            else:
+                break
+            if not keep_alive:
+                break
+        return sent, n_hot
+
+    def guards_are_intact(self) -> bool:
+        """Whether nothing was written around the buffers so far."""
+        return all((edge == GUARD).all() for edge in self._guards)
+
+
+def guard(work: layout.Work) -> list[np.ndarray]:
+    """Move the buffers of `work` to where GUARD_BYTES of known content surround each → these edges."""
+    edges = []
+    for name in GUARDED:
+        array = getattr(work, name)
+        block = np.full(array.nbytes + 2 * GUARD_BYTES, GUARD, np.uint8)
+        moved = block[GUARD_BYTES:-GUARD_BYTES].view(array.dtype)
+        work.record[0][name] = (moved.ctypes.data, moved.size)
+        setattr(work, name, moved)
+        edges += [block[:GUARD_BYTES], block[-GUARD_BYTES:]]
+    return edges
+
+
+def comparable(response: bytes) -> bytes:
+    """A response without what may differ between two answers: the date, the latency, and the length, which is checked."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    if body:
+        length = re.search(rb"\r\nContent-Length: (\d+)", head)
+        assert length is not None and int(length[1]) == len(body), response
+        assert b"application/json" not in head or isinstance(json.loads(body), dict), response
+    return VARYING.sub(b"", response)
+
+
+def example_models(folder: Path) -> list[Path]:
+    """Model files of every kind, small: two class labels, ten integer ones, missing values, a regression. Needs gguf."""
+    from kernels.export import save_dense
+    rng = np.random.default_rng(0)
+
+    def layers(*widths: int) -> list:
+        return [(rng.normal(size=(n_out, n_in)), rng.normal(size=n_out)) for n_in, n_out in zip(widths, widths[1:])]
+    save_dense(folder / "labels.gguf", layers(3, 1), ["logistic"], name="labels", version="1.0.0", task="classification",
+               classes=["no", 'a "quoted" ü'], tensor_type="f32")
+    save_dense(folder / "digits.gguf", layers(4, 8, 10), ["tanh", "softmax"], name="digits", version="2",
+               task="classification", classes=list(range(-5, 5)), tensor_type="q8_0")
+    save_dense(folder / "missing.gguf", layers(2, 1), ["logistic"], name="missing", version="0.1", task="classification",
+               classes=["x", "y"], fill_values=[0.5, -2.0], input_offset=[1.0, 2.0], input_scale=[0.1, 3.0])
+    save_dense(folder / "regression.gguf", layers(5, 16, 4, 1), ["relu", "logistic", "identity"], name="regression",
+               version="3", task="regression", tensor_type="q4_0")
+    return [folder / f"{name}.gguf" for name in ("labels", "digits", "missing", "regression")]
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+ROW = b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]]}'
+
+
+def predict_request(body: bytes = ROW, *fields: bytes, host: bytes = b"localhost:8080") -> bytes:
+    """A predict request as curl sends it, with more header lines before the length."""
+    lines = (b"POST /v1/predict HTTP/1.1", b"Host: " + host, *fields, b"Content-Length: %d" % len(body))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+HOT_BODIES = [
+    ROW,
+    b'{"inputs":[[1,2,3,4,5],[-1e-3,-0.0,12345.678e2,5e-324,1.7976931348623157e300]]}',
+    b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]], "parameters": {"return_probabilities": true}}',
+    b' {\t"parameters" :\r\n{ "return_probabilities" : false } , "model" : "fraud-detector" , "inputs" : [ [ 1 , 0 ,'
+    b' -0 , 1E5 , 1.5e+3 ] ] } ',
+    b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]], "parameters": {}}',
+    b'{"inputs": [' + b", ".join([b"[3.141592653589793,2.718281828459045,-1e-17,123456789012345678,0.1]"] * 20) + b"]}",
+]
+HOT_REQUESTS = [predict_request(body) for body in HOT_BODIES] + [
+    predict_request(ROW, b"Content-Type: application/json"),
+    predict_request(ROW, b"content-type:APPLICATION/json ;\tcharset=UTF-8", b"CONNECTION: Keep-Alive"),
+    predict_request(ROW, b"Content-Type: application/json; charset=utf-8"),
+    predict_request(ROW, b"Connection: close", host=b"127.0.0.1"),
+    predict_request(ROW, b"Accept: */*", b"User-Agent: curl/8.5.0", b"X-Custom: \xff", b"Accept: text/html"),
+    predict_request(ROW, b"Origin: http://example.com", b"Authorization: Bearer whatever", host=b"LOCALHOST"),
+]
+OTHER_REQUESTS = [
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"HEAD /health HTTP/1.0\r\n\r\n",
+    b"GET /nothing?x=1 HTTP/1.1\r\nHost: [::1]:80\r\nX-Request-Id: abc\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST http://localhost/v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(ROW) + ROW,
+    b"POST /v1/predict HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(ROW) + ROW,
+    b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(ROW) + ROW
+    + b"\r\n0\r\n\r\n",
+    b"\r\n" + predict_request(),
+    predict_request(ROW, b"Expect: 100-continue"),
+    predict_request(ROW, b"X-Request-Id: 7"),
+    predict_request(b""),
+    predict_request(b'{"inputs": [[1, 2, 3, 4]]}'),
+    predict_request(b'{"inputs": [[1, 2, 3, 4, null]], "model": "nobody"}'),
+    predict_request(b'{"inputs": [[1, 2], [3, 4]], "inputs": [[1, 2, 3, 4, 5]], "extra": "\\u0041"}'),
+]
+MODEL_BODIES = [
+    b'{"model": "labels", "inputs": [[1, 2, 3], [-4, 5, -6.5]], "parameters": {"return_probabilities": true}}',
+    b'{"model": "digits", "inputs": [[0.5, -1.5, 2, 1e2]], "parameters": {"return_probabilities": true}}',
+    b'{"model": "missing", "inputs": [[null, 1], [2, null], [null,null]]}',
+    b'{"inputs": [[1, 2, 3, 4, 5]], "model": "regression"}',
+]
+NUMBERS = [
+    b"0", b"-0", b"-0.0", b"00", b"01", b"-", b"+1", b".5", b"5.", b"1e", b"1e+", b"1E-5", b"1e400", b"-1e400", b"1e-400",
+    b"4.9e-324", b"2.4703282292062327e-324", b"2.4703282292062328e-324", b"2.2250738585072011e-308", b"0x10", b"1_0",
+    b"1.7976931348623157e308", b"1.7976931348623158e308", b"1.7976931348623159e308", b"9007199254740993", b"1e23",
+    b"18446744073709551615", b"18446744073709551616", b"9" * 19, b"9" * 20, b"9" * 40, b"0." + b"3" * 60, b"1" + b"0" * 400,
+    b"0." + b"0" * 330 + b"1", b"1e999999999999999999999", b"1e-99999999999999999999", b"NaN", b"Infinity", b"-Infinity", b"nan",
+    b"9007199254740992.99999999999999999999", b"1.00000000000000011102230246251565404236316680908203125", b"1e5", b"0e0",
+    b"true", b"null", b'"1"', b"[1]", b"{}", b"", b" ", b"1 2", b"1,2", b"12345678", b"0.12345678", b"0.123456789", b"1.5e3.2",
+]
+TOKENS = NUMBERS + [
+    b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"\"", b"\\", b"[", b"]", b"{", b"}", b"\xff", b"\xc3\xbc",
+    b"\xef\xbb\xbf", b"\r\n\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: a\r\n", b"close",
+    b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"\r\n ", b"HTTP/1.0", b"inputs", b'"inputs": ', b'"model": "x", ',
+    b'"parameters": {}, ', b'{"return_probabilities": true}', b"\\u0069", b"POST /v1/predict HTTP/1.1\r\n", b"X" * 70,
+    b"a:\r\n" * 130,
+]
+LENGTH = re.compile(rb"(?i)(content-length: *)(\d+)")
+NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+MOST_BYTES = 3072  # of a mutated request
+
+
+# --- mutations ----------------------------------------------------------------------------------
+
+def somewhere(rng: random.Random, data: bytearray) -> int:
+    """A place in the data, rather in its body: most changes of a head leave nothing for the hot path."""
+    body = data.find(b"\r\n\r\n") + 4
+    first = body if 4 <= body < len(data) and rng.random() < 0.7 else 0
+    return rng.randrange(first, len(data))
+
+
+def flip_bit(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    data[somewhere(rng, data)] ^= 1 << rng.randrange(8)
+
+
+def set_byte(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    data[somewhere(rng, data)] = rng.randrange(256)
+
+
+def insert_token(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    at = somewhere(rng, data)
+    data[at:at] = rng.choice(TOKENS)
+
+
+def remove_span(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    at = somewhere(rng, data)
+    del data[at:at + rng.choice((1, 1, 2, 8, 40))]
+
+
+def repeat_span(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    at = somewhere(rng, data)
+    data[at:at] = data[at:at + rng.choice((1, 2, 8, 40))] * rng.choice((1, 1, 4))
+
+
+def truncate(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    del data[somewhere(rng, data):]
+
+
+def splice(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    other = rng.choice(corpus)
+    data[somewhere(rng, data):] = other[rng.randrange(len(other)):]
+
+
+def append_request(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    data += rng.choice(corpus)
+
+
+def change_number(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    """Replace a number of the body, or of the head where there is no body."""
+    found = list(NUMBER.finditer(data, max(data.find(b"["), 0)))
+    if found:
+        start, end = rng.choice(found).span()
+        data[start:end] = rng.choice(NUMBERS)
+
+
+def change_length(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    found = LENGTH.search(data)
+    if found:
+        length = int(found[2][:9]) + rng.choice((-2, -1, 1, 2, 10**6, 10**9))
+        data[found.start(2):found.end(2)] = b"%d" % length
+
+
+def mend_length(data: bytearray) -> None:
+    """Let Content-Length say what there is, so that a mutation of the body gets to be read."""
+    found, body = LENGTH.search(data), data.find(b"\r\n\r\n") + 4
+    if found and 4 <= body and found.end() < body:
+        data[found.start(2):found.end(2)] = b"%d" % (len(data) - body)
+
+
+Mutation = Callable[[random.Random, bytearray, list[bytes]], None]
+MUTATIONS: list[Mutation] = [
+    flip_bit, set_byte, insert_token, remove_span, repeat_span, truncate, splice, append_request, change_number, change_number,
+    change_number, change_number, change_number, change_length]
+
+
+def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
+    """A request of the corpus after one to six mutations, never empty."""
+    data = bytearray(rng.choice(corpus))
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
+        rng.choice(MUTATIONS)(rng, data, corpus)
+        data = data or bytearray(b"P")
+    if rng.random() < 0.7:
+        mend_length(data)
+    return bytes(data[:MOST_BYTES])
+
+
+# --- native driver ------------------------------------------------------------------------------
+
+FAULTS = (
+    "none",
+    "an index out of bounds, or another exception in compiled code",
+    "the outcome depends on bytes past the end of the request",
+    "the request was written to",
+    "the request ends at an impossible place",
+    "a prefix of the request was answered, or told to wait for less than the prefix before it",
+    "the request that came in pieces was answered otherwise than the whole one",
+    "the response of another request was written to, or one without an answer",
+)
+NONE, EXCEPTION, READ_PAST_END, WROTE_REQUEST, BAD_PLACE, BAD_PREFIX, PIECES_DIFFER, WROTE_RESPONSE = range(len(FAULTS))
+# What stands past the end: text with which a request would go on if anybody read it; pairs of different ones.
+POISONS = np.frombuffer(b'1]} "\x000,\r\n.eE5', np.uint8)
+CANARY_BYTES, CANARY = 32, 0x5A
+
+
+@inner
+def lay_out(received, at, data, n, poison):
+    """Put data[0:n] at received[at:] and poison everywhere else."""
+    for i in range(received.size):
+        received[i] = poison
+    for i in range(n):
+        received[at + i] = data[i]
+
+
+@inner
+def fingerprint(response, at, end):
+    """FNV-1a of a response without what differs between two answers: of its status, and of its body up to the latency."""
+    body, last = at, end
+    while body < end - 1 and not (response[body] == 123 and response[body - 1] == 10):  # { after a line feed
+        body += 1
+    while last > body and response[last] != 58:  # the latency's colon
+        last -= 1
+    value = np.uint64(0xCBF29CE484222325)
+    for i in range(at, at + 15):
+        value = (value ^ np.uint64(response[i])) * np.uint64(0x100000001B3)
+    for i in range(body, last):
+        value = (value ^ np.uint64(response[i])) * np.uint64(0x100000001B3)
+    return value
+
+
+@inner
+def ask(shared, work, at, end, out_at):
+    """→ (fault, outcome, place, fingerprint of the response or 0)."""
+    response = bytes_of(work.response)
+    response[out_at - CANARY_BYTES:out_at + CANARY_BYTES] = CANARY
+    outcome = call_answer(shared.answer, (shared, work, at, end, out_at))
+    place, value, fault = work.result[0], np.uint64(0), NONE
+    for i in range(out_at - CANARY_BYTES, out_at if outcome == ANSWERED else out_at + CANARY_BYTES):
+        if response[i] != CANARY:
+            fault = WROTE_RESPONSE
+    if outcome == FAILED:
+        fault = EXCEPTION
+    elif outcome == ANSWERED:
+        value = fingerprint(response, out_at, work.result[1])
+        if place <= at or place > end:
+            fault = BAD_PLACE
+    elif outcome == INCOMPLETE_BODY and place <= end:
+        fault = BAD_PLACE
+    return fault, outcome, place, value
+
+
+@inner
+def ask_prefixes(shared, work, at, data, n, out_at, whole, seen, growing):
+    """Ask for each prefix of a request whose whole gave `whole` → (fault, number of answers).
+
+    The rest of the request stands behind the prefix, or poison where it is `growing`; `seen` keeps the outcomes of
+    the first way for the second.
+    """
+    received, phase, n_answers = bytes_of(work.received), 0, 0
+    outcome, place, value = whole
+    for k in range(1, n + 1):
+        if growing:
+            received[at + k - 1] = data[k - 1]
+        fault, outcome_k, place_k, value_k = ask(shared, work, at, at + k, out_at)
+        n_answers += outcome_k == ANSWERED
+        if fault:
+            return fault, n_answers
+        phase_k = 0 if outcome_k == INCOMPLETE_HEAD else 1 if outcome_k == INCOMPLETE_BODY else 2
+        if phase_k < phase or (outcome_k == ANSWERED and at + k < place):
+            return BAD_PREFIX, n_answers
+        phase = phase_k
+        if phase_k == 2 and (outcome_k != outcome or value_k != value or (outcome == ANSWERED and place_k != place)):
+            return PIECES_DIFFER, n_answers
+        if growing and seen[k - 1] != outcome_k:
+            return READ_PAST_END, n_answers
+        seen[k - 1] = outcome_k
+    return NONE if outcome_k == outcome else PIECES_DIFFER, n_answers
+
+
+@inner
+def probe(shared, work, data, i, split, seen):
+    """One request → (fault, its outcome, number of answers)."""
+    received, n = bytes_of(work.received), data.size
+    at, out_at = i % 7, CANARY_BYTES + i % 5 * 1000
+    first, second = POISONS[i % POISONS.size], POISONS[(i // POISONS.size + i + 1) % POISONS.size]
+    lay_out(received, at, data, n, first)
+    fault, outcome, place, value = ask(shared, work, at, at + n, out_at)
+    n_answers = np.int64(outcome == ANSWERED)
+    for j in range(n):
+        if received[at + j] != data[j]:
+            return WROTE_REQUEST, outcome, n_answers
+    if fault:
+        return fault, outcome, n_answers
+    if split:
+        fault, answers = ask_prefixes(shared, work, at, data, n, out_at, (outcome, place, value), seen, False)
+        n_answers += answers
+        if fault:
+            return fault, outcome, n_answers
+    if split:
+        lay_out(received, at, data, 0, second)
+        fault, answers = ask_prefixes(shared, work, at, data, n, out_at, (outcome, place, value), seen, True)
+        return fault, outcome, n_answers + answers
+    lay_out(received, at, data, n, second)
+    fault, again, place_again, value_again = ask(shared, work, at, at + n, out_at)
+    n_answers += again == ANSWERED
+    if again != outcome or place_again != place or value_again != value:
+        fault = READ_PAST_END
+    return fault, outcome, n_answers
+
+
+# Not cached on disk: the cache knows the sources of this folder and of kernels/, but not those of server/.
+@numba.njit(**OPTIONS)
+def drive(shared, work, data, ends, first, split, seen, outcomes, faults):
+    """Probe the requests that `data` holds one after the other, until `ends` → how many answers were given.
+
+    `first` is the number of the first one, on which poison and places depend. `seen` has room for an outcome a byte.
+    """
+    start, n_answers = 0, 0
+    for i in range(ends.size):
+        faults[i], outcomes[i], answers = probe(shared[0], work[0], data[start:ends[i]], first + i, split, seen)
+        start, n_answers = ends[i], n_answers + answers
+    return n_answers
+
+
+# --- the fuzzer ---------------------------------------------------------------------------------
+
+BATCH = 4096
+COMPARE_EACH = 10  # every tenth request that is answered is answered by the Python path too
+
+
+class Finding(Exception):
+    """What is wrong, and the request that shows it."""
+
+    def __init__(self, what: str, request: bytes):
+        super().__init__(f"{what}\nrequest (hex): {request.hex()}")
+
+
+class Fuzzer:
+    """Probes requests and raises Finding for the first that shows something wrong."""
+
+    def __init__(self, paths: Paths, split: bool):
+        self.paths, self.split = paths, split
+        self.outcomes: Counter[int] = Counter()
+        self.n_requests = self.n_compared = 0
+        self._seen = np.zeros(MOST_BYTES, np.int64)
+        self._exceptions: list[BaseException | None] = []
+
+    def run(self, requests: list[bytes]) -> None:
+        """Probe some requests at once; all checks of many requests are made after them."""
+        outcomes = self._probe(requests, self.n_requests)
+        answered = [request for request, outcome in zip(requests, outcomes) if outcome == ANSWERED]
+        for request in answered[self.n_requests % COMPARE_EACH::COMPARE_EACH]:
+            self.compare(request)
+        self.outcomes.update(outcomes.tolist())
+        self.n_requests += len(requests)
+
+    def _probe(self, requests: list[bytes], first: int) -> np.ndarray:
+        faults, outcomes = np.zeros((2, len(requests)), np.int64)
+        data = np.frombuffer(b"".join(requests), np.uint8)
+        ends = np.cumsum([len(request) for request in requests])
+        before = self._counted()
+        hook, sys.unraisablehook = sys.unraisablehook, lambda found: self._exceptions.append(found.exc_value)
+        try:
+            n_answers = drive(self.paths.shared.record, self.paths.work.record, data, ends, first, self.split,
+                              self._seen, outcomes, faults)
+        finally:
+            sys.unraisablehook = hook
+        for i in np.flatnonzero(faults)[:1].tolist():
+            raise Finding(f"{FAULTS[faults[i]]} {self._exceptions or ''}", requests[i])
+        self._check_batch(requests, first, n_answers == self._counted() - before)
+        return outcomes
+
+    def _check_batch(self, requests: list[bytes], first: int, counted: bool) -> None:
+        """Raise what only a whole batch can show; of several requests the guilty one is sought by halves."""
+        wrong = ("an exception in the model's kernel" if self._exceptions
+                 else "a byte outside the buffers was written" if not self.paths.guards_are_intact()
+                 else "an answer was not counted, or counted twice" if not counted else None)
+        if wrong is None:
+            return
+        if len(requests) > 1:
+            self._exceptions.clear()
+            for edge in self.paths._guards:
+                edge[:] = GUARD
+            half = len(requests) // 2
+            self._probe(requests[:half], first)
+            self._probe(requests[half:], first + half)
+        raise Finding(wrong, requests[0] if len(requests) == 1 else b"".join(requests))
+
+    def _counted(self) -> int:
+        return int(self.paths.shared.counts[0, layout.REQUESTS])
+
+    def compare(self, request: bytes) -> None:
+        """Ask both paths."""
+        answer = self.paths.hot(request)
+        expected = self.paths.python(request[:answer.place])
+        if [comparable(answer.response)] != [comparable(response) for response in expected]:
+            raise Finding(f"the Python path answers otherwise:\n{answer.response!r}\n{expected!r}", request)
+        self.n_compared += 1
+
+
+def check_that_bounds_are_checked(paths: Paths) -> None:
+    """Raise RuntimeError unless an index out of bounds, made by a buffer of one element, is seen."""
+    lines, hook = paths.work.record[0]["lines"].copy(), sys.unraisablehook
+    seen: list = []
+    sys.unraisablehook = lambda found: seen.append(found.exc_value)
+    try:
+        paths.work.record[0]["lines"]["length"] = 1
+        outcome = paths.hot(HOT_REQUESTS[0]).outcome
+    finally:
+        sys.unraisablehook = hook
+        paths.work.record[0]["lines"] = lines
+    if outcome != FAILED or [type(error) for error in seen] != [IndexError]:
+        raise RuntimeError(f"NUMBA_BOUNDSCHECK is set, but an index out of bounds gave {outcome} and {seen}")
+
+
+def over_sockets(server: serving.Server, paths: Paths, requests: Sequence[bytes], rng: random.Random) -> None:
+    """Send each request in random pieces over a connection of its own; the answers must be the Python path's."""
+    for request in requests:
+        received = exchange(server, request, sorted(rng.sample(range(len(request)), min(len(request), rng.randrange(4)))))
+        expected = b"".join(paths.python(request))
+        if VARYING.sub(b"", received) != VARYING.sub(b"", expected):
+            raise Finding(f"over a socket the answer was {received!r}, expected {expected!r}", request)
+
+
+def exchange(server: serving.Server, request: bytes, cuts: list[int]) -> bytes:
+    """Everything that the server sends in answer to a request in pieces and the end of the connection."""
+    received = bytearray()
+    with socket.create_connection((server.host, server.port), serving.WAIT_S) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for start, end in zip([0, *cuts], [*cuts, len(request)]):
+                connection.sendall(request[start:end])
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # refused before its end: the answer is there all the same
+        while data := connection.recv(65536):
+            received += data
+    return bytes(received)
+
+
+def corpus(with_models: bool) -> list[bytes]:
+    """What mutations start from: mostly requests for the hot path."""
+    more = [predict_request(body) for body in MODEL_BODIES] if with_models else []
+    return [*HOT_REQUESTS, *more, *HOT_REQUESTS, *more, *OTHER_REQUESTS]
+
+
+def batches(n: int, seed: int, starts: list[bytes]) -> Iterator[list[bytes]]:
+    """`n` mutated requests, always the same ones for a seed."""
+    rng = random.Random(seed)
+    for start in range(0, n, BATCH):
+        yield [mutated(rng, starts) for _ in range(min(BATCH, n - start))]
+
+
+def fuzz(n: int, seed: int, split: bool, n_sockets: int) -> str:
+    """Run everything → a line of figures. Raises Finding."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [kernels.DEFAULT_MODEL]
+        with_models = importlib.util.find_spec("gguf") is not None
+        if with_models:
+            files += example_models(Path(folder))
+        starts = corpus(with_models)
+        with Paths(files, received_bytes=4096) as paths:
+            if config.BOUNDSCHECK:
+                check_that_bounds_are_checked(paths)
+            fuzzer = Fuzzer(paths, split)
+            fuzzer.run(starts)  # also compiles the driver, so that the rate is that of the requests
+            begin = time.perf_counter()
+            for requests in batches(n, seed, starts):
+                fuzzer.run(requests)
+            rate = n / (time.perf_counter() - begin)
+            if n_sockets:
+                rng = random.Random(seed)
+                with serving.start(*files) as server:
+                    over_sockets(server, paths, [mutated(rng, starts) for _ in range(n_sockets)], rng)
+                    over_sockets(server, paths, HOT_REQUESTS, rng)
+                    if server.stop() != 0:
+                        raise Finding("the server did not stop as it should after the requests", b"")
+        shares = ", ".join(f"{name} {fuzzer.outcomes[outcome] / fuzzer.n_requests:.1%}" for name, outcome in (
+            ("answered", ANSWERED), ("incomplete", INCOMPLETE_HEAD), ("without all of the body", INCOMPLETE_BODY),
+            ("for Python", SLOW)))
+        return (f"{n} requests{' whole and at every byte' if split else ''}, seed {seed}: {shares}; {fuzzer.n_compared}"
+                f" answers compared, {n_sockets} requests over sockets; {rate:.0f} requests/s, bounds"
+                f" {'' if config.BOUNDSCHECK else 'not '}checked")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """→ exit status: 0, or 1 with the finding on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the hot path; NUMBA_BOUNDSCHECK=1"
+                                     " in the environment has its indices checked too.")
+    parser.add_argument("--requests", type=int, default=100_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--whole", action="store_true", help="do not split the requests")
+    parser.add_argument("--sockets", type=int, metavar="N", help="requests over sockets (default: one in a thousand)")
+    options = parser.parse_args(arguments)
+    n_sockets = options.requests // 1000 if options.sockets is None else options.sockets
+    try:
+        print(fuzz(options.requests, options.seed, not options.whole, n_sockets))
+    except Finding as finding:
+        print(f"finding with --seed {options.seed}: {finding}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
