@@ -6,6 +6,7 @@ The rule to keep: stdout holds one line, the address; everything else goes to st
 
 import argparse
 import gc
+import importlib.util
 import os
 import signal
 import sys
@@ -22,12 +23,13 @@ def fail(status: int, message: str) -> None:
     raise SystemExit(status)
 
 
-try:
-    import kernels
-    from kernels import DEFAULT_MODEL, ModelError
-except ImportError:
-    fail(WRONG_PACKAGE, f"the package 'kernels' at {getattr(kernels, '__file__', '?')} is another one of that name, not"
-                        " Testigo's: uninstall it (pip uninstall kernels) or run in an environment of its own")
+_found = importlib.util.find_spec("kernels")
+if _found is None or not any((Path(folder) / "gguf.py").exists() for folder in _found.submodule_search_locations or ()):
+    fail(WRONG_PACKAGE, f"the package 'kernels' at {_found and _found.origin} is another one of that name, not Testigo's:"
+                        " uninstall it (pip uninstall kernels) or run in an environment of its own")
+
+import kernels  # noqa: E402
+from kernels import DEFAULT_MODEL, ModelError  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):

@@ -255,15 +255,18 @@ MODEL_BODIES = [
     b'{"inputs": [[1, 2, 3, 4, 5]], "model": "regression"}',
 ]
 NUMBERS = [
-    b"0", b"-0", b"-0.0", b"00", b"01", b"-", b"+1", b".5", b"5.", b"1e", b"1e+", b"1E-5", b"1e400", b"-1e400", b"1e-400",
-    b"4.9e-324", b"2.4703282292062327e-324", b"2.4703282292062328e-324", b"2.2250738585072011e-308", b"0x10", b"1_0",
-    b"1.7976931348623157e308", b"1.7976931348623158e308", b"1.7976931348623159e308", b"9007199254740993", b"1e23",
-    b"18446744073709551615", b"18446744073709551616", b"9" * 19, b"9" * 20, b"9" * 40, b"0." + b"3" * 60, b"1" + b"0" * 400,
-    b"0." + b"0" * 330 + b"1", b"1e999999999999999999999", b"1e-99999999999999999999", b"NaN", b"Infinity", b"-Infinity", b"nan",
-    b"9007199254740992.99999999999999999999", b"1.00000000000000011102230246251565404236316680908203125", b"1e5", b"0e0",
-    b"true", b"null", b'"1"', b"[1]", b"{}", b"", b" ", b"1 2", b"1,2", b"12345678", b"0.12345678", b"0.123456789", b"1.5e3.2",
+    b"0", b"-0", b"-0.0", b"0e0", b"1E-5", b"1e5", b"1e-400", b"-1.5e+3", b"12345678", b"0.12345678", b"0.123456789",
+    b"4.9e-324", b"2.4703282292062327e-324", b"2.4703282292062328e-324", b"2.2250738585072011e-308", b"1e23",
+    b"9007199254740993", b"18446744073709551615", b"18446744073709551616", b"9" * 19, b"9" * 20, b"9" * 40, b"0." + b"3" * 60,
+    b"0." + b"0" * 330 + b"1", b"1e-99999999999999999999", b"9007199254740992.99999999999999999999", b"1.7976931348623157e308",
+    b"1.00000000000000011102230246251565404236316680908203125", b"1.7976931348623158e308", b"-1e300", b"1" + b"0" * 300,
 ]
-TOKENS = NUMBERS + [
+NO_NUMBERS = [  # no JSON numbers, no doubles, or not one number
+    b"00", b"01", b"-", b"--1", b"+1", b".5", b"5.", b"1e", b"1e+", b"1e400", b"-1e400", b"0x10", b"1_0", b"1" + b"0" * 400,
+    b"1.7976931348623159e308", b"1e999999999999999999999", b"NaN", b"Infinity", b"-Infinity", b"nan", b"true", b"null", b"nul",
+    b'"1"', b"[1]", b"[]", b"{}", b"", b" ", b"1 2", b"1,2", b"1,", b"1.5e3.2", b"1e5e5", b"\xd9\xa1",
+]
+TOKENS = NUMBERS + NO_NUMBERS + [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"\"", b"\\", b"[", b"]", b"{", b"}", b"\xff", b"\xc3\xbc",
     b"\xef\xbb\xbf", b"\r\n\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: a\r\n", b"close",
     b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"\r\n ", b"HTTP/1.0", b"inputs", b'"inputs": ', b'"model": "x", ',
@@ -325,7 +328,25 @@ def change_number(rng: random.Random, data: bytearray, corpus: list[bytes]) -> N
     found = list(NUMBER.finditer(data, max(data.find(b"["), 0)))
     if found:
         start, end = rng.choice(found).span()
-        data[start:end] = rng.choice(NUMBERS)
+        data[start:end] = rng.choice(NUMBERS if rng.random() < 0.7 else NO_NUMBERS)
+
+
+def change_digit(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    """What only changes a number's value gets past every check."""
+    at = somewhere(rng, data)
+    while at < len(data) and not 48 <= data[at] <= 57:
+        at += 1
+    if at < len(data):
+        data[at] = rng.randrange(48, 58)
+
+
+def insert_space(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    """White space beside a mark that it may stand beside."""
+    at = somewhere(rng, data)
+    while at < len(data) and data[at] not in b",:[]{}":
+        at += 1
+    at += rng.randrange(2)
+    data[at:at] = rng.choice((b" ", b"\t", b"  ", b"\n", b"\r\n "))
 
 
 def change_length(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
@@ -343,18 +364,18 @@ def mend_length(data: bytearray) -> None:
 
 
 Mutation = Callable[[random.Random, bytearray, list[bytes]], None]
-MUTATIONS: list[Mutation] = [
-    flip_bit, set_byte, insert_token, remove_span, repeat_span, truncate, splice, append_request, change_number, change_number,
-    change_number, change_number, change_number, change_length]
+MUTATIONS: dict[Mutation, int] = {  # how often, in proportion
+    flip_bit: 1, set_byte: 1, insert_token: 1, remove_span: 1, repeat_span: 1, truncate: 1, splice: 1, append_request: 1,
+    change_number: 6, change_digit: 6, insert_space: 6, change_length: 1}
 
 
 def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
     """A request of the corpus after one to six mutations, never empty."""
     data = bytearray(rng.choice(corpus))
-    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        rng.choice(MUTATIONS)(rng, data, corpus)
+    for mutate in rng.choices(list(MUTATIONS), list(MUTATIONS.values()), k=rng.choice((1, 1, 1, 2, 3, 6))):
+        mutate(rng, data, corpus)
         data = data or bytearray(b"P")
-    if rng.random() < 0.7:
+    if rng.random() < 0.8:
         mend_length(data)
     return bytes(data[:MOST_BYTES])
 

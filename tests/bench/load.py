@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.bench.peers import ROW, SOURCES, Running, need, body_of, on_cores
+from tests.bench.peers import ROW, SOURCES, Running, body_of, need, on_cores
 
-SECONDS = 2  # of one run; servers take turns, so that a noisy neighbour meets them all
+SECONDS = 2  # of one run
+QUIET = 0.1  # more than this share of a core taken by others disturbs a run
 
 
 class Load(NamedTuple):
@@ -26,7 +27,8 @@ class Load(NamedTuple):
     p99_ms: float
     server_us: float  # processor time of the server a request, µs
     server_cores: float  # processor time of the server a second: at 1.0 a core is full
-    client_cores: float  # the same of wrk: near 1.0 it is the client that is measured
+    client_cores: float  # the same of wrk: near 1.0 it is the client that limits
+    other_cores: float  # the same of everybody else on this machine, and of its host
 
 
 def run(server: Running, connections: int, cores: Sequence[int], rows: Sequence[Sequence[float]] = (ROW,),
@@ -36,30 +38,40 @@ def run(server: Running, connections: int, cores: Sequence[int], rows: Sequence[
     with tempfile.NamedTemporaryFile(prefix="body-") as body:
         body.write(body_of(rows))
         body.flush()
-        command = [*on_cores(cores), wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s",
-                   "-s", str(SOURCES / "predict.lua"), f"http://127.0.0.1:{server.port}/v1/predict", "--", body.name]
-        server_before, client_before = _busy_s(server.pid), psutil.Process().cpu_times()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        server_s, client = _busy_s(server.pid) - server_before, psutil.Process().cpu_times()
-    client_s = (client.children_user + client.children_system
-                - client_before.children_user - client_before.children_system)
+        before = _busy_s(server.pid)
+        done = subprocess.run([*on_cores(cores), wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s",
+                               "-s", str(SOURCES / "predict.lua"), f"http://127.0.0.1:{server.port}/v1/predict",
+                               "--", body.name], capture_output=True, text=True, check=True)
+        server_s, client_s, all_s = (after - b for after, b in zip(_busy_s(server.pid), before))
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["errors"] == 0 and found["requests"] > 0, f"{server.name}: {found}"
     measured_s = found["duration_us"] / 1e6
     return Load(found["requests"] / measured_s, found["p50_us"] / 1e3, found["p99_us"] / 1e3,
-                server_s * 1e6 / found["requests"], server_s / measured_s, client_s / measured_s)
+                server_s * 1e6 / found["requests"], server_s / measured_s, client_s / measured_s,
+                (all_s - server_s - client_s) / measured_s)
 
 
-def _busy_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+def _busy_s(pid: int) -> tuple[float, float, float]:
+    """Processor time so far: of a process, of the programs that this one has run, of the machine and its host."""
+    process, us, machine = psutil.Process(pid).cpu_times(), psutil.Process().cpu_times(), psutil.cpu_times()
+    return (process.user + process.system, us.children_user + us.children_system,
+            sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice)  # guest is in user too
 
 
-def alternate(runs: Sequence[Callable[[], Load]], round_number: int) -> list[Load]:
-    """Do each run once → their loads, in the order of `runs`; every other round goes backwards."""
-    order = range(len(runs)) if round_number % 2 == 0 else reversed(range(len(runs)))
-    loads = {i: runs[i]() for i in order}
-    return [loads[i] for i in range(len(runs))]
+def compare(servers: Sequence[Callable[[], Load]], n_rounds: int) -> list[list[Load]]:
+    """The loads of rounds in which each server had its turn; every other round goes backwards.
+
+    A round in which others wanted the cores is repeated, each as often as twice; what they took is in the loads.
+    """
+    rounds: list[list[Load]] = []
+    while len(rounds) < 3 * n_rounds and sum(_others(loads) <= QUIET for loads in rounds) < n_rounds:
+        turn = 1 if len(rounds) % 2 == 0 else -1
+        rounds.append([server() for server in servers[::turn]][::turn])
+    return sorted(rounds, key=_others)[:n_rounds]
+
+
+def _others(loads: Sequence[Load]) -> float:
+    return max(load.other_cores for load in loads)
 
 
 class Spread(NamedTuple):
@@ -76,6 +88,6 @@ class Spread(NamedTuple):
         return f"{self.median:.4g} ({self.lowest:.4g} … {self.highest:.4g})"
 
 
-def ratios(loads: Sequence[Sequence[Load]], figure: str) -> list[float]:
+def ratios(rounds: Sequence[Sequence[Load]], figure: str) -> list[float]:
     """The first server's figure over the second's, round by round."""
-    return [getattr(ours, figure) / getattr(theirs, figure) for ours, theirs in loads]
+    return [getattr(ours, figure) / getattr(theirs, figure) for ours, theirs in rounds]

@@ -1,7 +1,5 @@
 """Limits of time, size and number. The deadlines here are short ones; what they are by default is checked apart."""
 
-import os
-import re
 import select
 import sys
 import threading
@@ -17,8 +15,7 @@ from tests.serving import predict_request, request
 
 pytestmark = pytest.mark.core
 
-HEAD_S, BODY_S, IDLE_S = 1.0, 1.5, 2.0
-LONGEST_S = 6.0  # what is due after at most IDLE_S, on a busy machine
+HEAD_S, BODY_S, IDLE_S = 1.0, 1.0, 1.5
 SHORT_DEADLINES = f"""
 import functools, sys
 from server import __main__, connection
@@ -43,14 +40,18 @@ def connections(server: serving.Server, n: int) -> Iterator[list[serving.Client]
         yield [stack.enter_context(server.connect()) for _ in range(n)]
 
 
-def dribble(client: serving.Client, data: bytes, pause_s: float = 0.2) -> float:
-    """Send a byte every now and then until there is an answer or nothing left → seconds."""
-    start = time.monotonic()
+def silent_for(client: serving.Client, seconds: float) -> bool:
+    """Whether the server says nothing for so long."""
+    return not select.select([client.socket], [], [], seconds)[0]
+
+
+def dribble(client: serving.Client, data: bytes) -> None:
+    """Send a byte every tenth of a second, for longer than any deadline here, until the server says something."""
     for i in range(len(data)):
         client.send(data[i:i + 1])
-        if select.select([client.socket], [], [], pause_s)[0]:
-            break
-    return time.monotonic() - start
+        if not silent_for(client, 0.1):
+            return
+    raise AssertionError("there is no deadline")
 
 
 def check_timed_out(client: serving.Client) -> None:
@@ -66,61 +67,69 @@ def test_deadlines_are_those_of_the_documents():
     assert (Limits().head_s, Limits().idle_s, Limits().max_connections) == (10.0, 75.0, 4096)
 
 
-@pytest.mark.parametrize("part", [b"G", HEALTH[:-1], POST[:-2]])
-def test_head_that_does_not_end_gets_408(hasty, part):
-    with hasty.connect(LONGEST_S) as client:
-        client.send(part)
-        check_timed_out(client)
-
-
-def test_bytes_that_dribble_do_not_extend_the_deadline_of_a_head(hasty):
-    with hasty.connect(LONGEST_S) as client:
-        assert HEAD_S <= dribble(client, HEALTH) + 0.01 < LONGEST_S
-        check_timed_out(client)
-
-
-@pytest.mark.parametrize("head, body", [(POST, b'{"inputs"' + b" " * 60), (CHUNKED, b"37\r\n" + b" " * 60)],
-                         ids=["length", "chunked"])
-def test_body_that_does_not_end_gets_408(hasty, head, body):
-    for send in (lambda client: client.send(body[:20]), lambda client: dribble(client, body[:50])):
-        with hasty.connect(LONGEST_S) as client:
-            client.send(head)
-            send(client)
+def test_head_that_does_not_end_gets_408(hasty):
+    parts = [b"G", HEALTH[:-1], POST[:-2], b"\r\n"]
+    with connections(hasty, len(parts)) as clients:
+        for client, part in zip(clients, parts):
+            client.send(part)
+        for client in clients:
             check_timed_out(client)
 
 
+def test_bytes_that_dribble_do_not_extend_the_deadline_of_a_head(hasty):
+    with hasty.connect() as client:
+        dribble(client, HEALTH)
+        check_timed_out(client)
+
+
+def test_body_that_does_not_end_gets_408(hasty):
+    parts = [POST + b'{"inputs"', POST, CHUNKED + b'37\r\n{"inputs"', CHUNKED]
+    with connections(hasty, len(parts)) as clients:
+        for client, part in zip(clients, parts):
+            client.send(part)
+        for client in clients:
+            check_timed_out(client)
+
+
+@pytest.mark.parametrize("part", [POST, CHUNKED + b"37\r\n"], ids=["length", "chunked"])
+def test_bytes_that_dribble_do_not_extend_the_deadline_of_a_body(hasty, part):
+    with hasty.connect() as client:
+        client.send(part)
+        dribble(client, b" " * 40)
+        check_timed_out(client)
+
+
 def test_second_head_has_a_deadline_too(hasty):
-    for first in (HEALTH, predict_request()):
-        with hasty.connect(LONGEST_S) as client:
+    with connections(hasty, 2) as clients:
+        for client, first in zip(clients, (HEALTH, predict_request())):
             client.send(first + b"GET /hea")
+        for client in clients:
             assert client.receive().status == 200
             check_timed_out(client)
 
 
-def test_each_head_has_the_whole_time(hasty):
-    """Requests that each take half of the deadline, with no moment in which none has begun."""
-    for data in (predict_request(), HEALTH):
-        with hasty.connect(LONGEST_S) as client:
-            middle = data.index(b"Host")
-            client.send(data[:middle])
-            for _ in range(5):
-                assert not select.select([client.socket], [], [], HEAD_S / 2)[0]
-                assert client.ask(data[middle:] + data[:middle]).status == 200
+@pytest.mark.parametrize("data", [predict_request(), HEALTH], ids=["hot", "python"])
+def test_each_head_has_the_whole_time(hasty, data):
+    """Requests one after the other, with no moment in which none has begun: together they take longer than one may."""
+    middle = data.index(b"Host")
+    with hasty.connect() as client:
+        client.send(data[:middle])
+        for _ in range(5):
+            assert silent_for(client, HEAD_S / 4)
+            assert client.ask(data[middle:] + data[:middle]).status == 200
 
 
 def test_idle_connection_is_closed_without_a_word(hasty):
-    with hasty.connect(LONGEST_S) as fresh, hasty.connect(LONGEST_S) as used:
-        start = time.monotonic()
+    with hasty.connect() as fresh, hasty.connect() as used:
         assert used.ask(predict_request()).status == 200
         assert used.is_closed() and fresh.is_closed()
-        assert time.monotonic() - start > IDLE_S - 0.1
 
 
 def test_connection_in_use_is_not_idle(hasty):
-    with hasty.connect(LONGEST_S) as client:
+    with hasty.connect() as client:
         for _ in range(6):
             assert client.ask(predict_request()).status == client.ask(HEALTH).status == 200
-            assert not select.select([client.socket], [], [], IDLE_S / 4)[0]
+            assert silent_for(client, IDLE_S / 5)
 
 
 # --- sizes --------------------------------------------------------------------------------------
@@ -176,9 +185,7 @@ def test_server_without_free_descriptors_serves_on(native):
         with connections(server, 150) as clients:
             assert clients[0].ask(HEALTH).status == 200
             assert clients[1].ask(predict_request()).status == 200
-            before = os.times()
-            assert clients[2].ask(predict_request()).status == 200
-            assert len(re.findall("Traceback", server.stderr_text())) == 0 and before
+            assert clients[0].ask(predict_request()).status == 200
         wait_until_served(server)
 
 

@@ -1,0 +1,103 @@
+"""The system calls of a running server, by thread, as strace sees them.
+
+The rule to keep: a call counts when it ends; of calls that are cut in two by other threads' lines the two
+halves are one call. Nothing here waits by the clock: `wait_for` waits for calls.
+
+https://man7.org/linux/man-pages/man1/strace.1.html
+"""
+
+import re
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+WAIT_S = 30.0
+LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)")
+UNFINISHED = "<unfinished ...>"
+
+
+class NoTrace(Exception):
+    """System calls cannot be seen here, and why."""
+
+
+class Call(NamedTuple):
+    tid: int
+    name: str
+    text: str  # arguments and result: '5, "POST /v1/predict"..., 65536, 0, NULL, NULL) = 163'
+
+
+class Parser:
+    """Lines of `strace -f` → calls that have ended."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, str] = {}  # thread → arguments so far
+
+    def feed(self, line: str) -> Call | None:
+        """The call that ends with this line; None for the beginning of one, signals and ends of threads."""
+        found = LINE.match(line)
+        if found is None:
+            return None
+        tid, text = int(found[1]), found[4].rstrip()
+        if text.endswith(UNFINISHED):
+            self._begun[tid] = text.removesuffix(UNFINISHED)
+            return None
+        if found[3]:
+            text = self._begun.pop(tid, "") + text
+        return Call(tid, found[2] or found[3], text)
+
+
+class Trace:
+    """The calls of a process and all its threads, from `attach` on."""
+
+    def __init__(self, strace: subprocess.Popen):
+        self.calls: list[Call] = []
+        self._ended = threading.Condition()
+        self._counts: Counter[str] = Counter()
+        self._reader = threading.Thread(target=self._read, args=(strace,), daemon=True)
+        self._reader.start()
+
+    def _read(self, strace: subprocess.Popen) -> None:
+        parser = Parser()
+        for line in strace.stdout:
+            call = parser.feed(line)
+            if call is not None:
+                with self._ended:
+                    self.calls.append(call)
+                    self._counts[call.name] += 1
+                    self._ended.notify_all()
+
+    def count(self, name: str) -> int:
+        """How many calls of this name have ended."""
+        return self._counts[name]
+
+    def wait_for(self, name: str, n: int) -> int:
+        """Wait until n calls of this name have ended → the number of all calls by then. Raises TimeoutError."""
+        with self._ended:
+            if not self._ended.wait_for(lambda: self._counts[name] >= n, WAIT_S):
+                raise TimeoutError(f"{self._counts[name]} calls of {name} instead of {n} within {WAIT_S} s")
+            return len(self.calls)
+
+
+@contextmanager
+def attach(pid: int) -> Iterator[Trace]:
+    """Trace a process while the block runs. Raises NoTrace where strace is missing or not permitted."""
+    program = shutil.which("strace")
+    if program is None:
+        raise NoTrace("no strace; Debian: apt-get install strace")
+    strace = subprocess.Popen([program, "-f", "-s", "16", "-o", "/dev/stdout", "-p", str(pid)], text=True, bufsize=1,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        first = strace.stderr.readline()  # "strace: Process 7 attached with 9 threads"
+        if " attached" not in first:
+            raise NoTrace(f"strace cannot attach: {first.strip()}")
+        trace = Trace(strace)
+        yield trace
+    finally:
+        strace.terminate()
+        strace.wait()
+        strace.stdout.close()
+        strace.stderr.close()

@@ -1,0 +1,123 @@
+"""System calls of the hot path, counted by strace: two a request, and nothing else that grows with requests."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests import serving
+from tests.bench.syscalls import Call, NoTrace, Parser, Trace, attach
+
+WARM_UP, N = 64, 1000
+ONE_REQUEST = ["recvfrom", "sendto"]
+OTHERS_A_SECOND = 40  # of all other threads: the log thread's line a second, and Python's switching to it
+PREDICT = serving.predict_request()
+
+
+@contextmanager
+def traced(pid: int) -> Iterator[Trace]:
+    with ExitStack() as stack:
+        try:
+            trace = stack.enter_context(attach(pid))
+        except NoTrace as reason:
+            pytest.skip(str(reason))
+        yield trace
+
+
+def ask(client: serving.Client, n: int) -> None:
+    for _ in range(n):
+        assert client.ask(PREDICT).status == 200
+
+
+def steady_calls(trace: Trace, client: serving.Client, once) -> tuple[list[Call], float]:
+    """The calls from the end of a warm-up to the end of N requests, each made by `once`; and the seconds it took.
+
+    A worker gives back a connection that is silent for half a second: when this process had to wait
+    for a core for that long, the window shows it and is taken anew.
+    """
+    for _ in range(3):
+        sent = trace.count("sendto")
+        ask(client, WARM_UP)
+        first = trace.wait_for("sendto", sent + WARM_UP)
+        start = time.monotonic()
+        for _ in range(N):
+            once()
+        last = trace.wait_for("sendto", sent + WARM_UP + N)
+        calls = trace.calls[first:last]
+        if not any(call.name == "recvfrom" and "EAGAIN" in call.text for call in calls):
+            break
+    return calls, time.monotonic() - start
+
+
+def split(calls: list[Call]) -> tuple[list[str], list[str]]:
+    """(the names of the calls of the thread that answers, in order; those of all other threads)."""
+    serving_tid = Counter(call.tid for call in calls if call.name == "sendto").most_common(1)[0][0]
+    others = [f"{call.tid} {call.name}" for call in calls if call.tid != serving_tid]
+    return [call.name for call in calls if call.tid == serving_tid], others
+
+
+def test_parser_reads_whole_cut_and_foreign_lines():
+    parser = Parser()
+    assert parser.feed('71    recvfrom(5, "POST"..., 65536, 0, NULL, NULL) = 163\n') == (
+        71, "recvfrom", '5, "POST"..., 65536, 0, NULL, NULL) = 163')
+    assert parser.feed("71    recvfrom(5,  <unfinished ...>\n") is None
+    assert parser.feed("72    write(2, \"x\", 1)         = 1\n") == (72, "write", '2, "x", 1)         = 1')
+    assert parser.feed('71    <... recvfrom resumed>"POST"..., 65536, 0, NULL, NULL) = 163\n') == (
+        71, "recvfrom", '5,  "POST"..., 65536, 0, NULL, NULL) = 163')
+    assert parser.feed("71    --- SIGCHLD {si_signo=SIGCHLD} ---\n") is None
+    assert parser.feed("71    +++ exited with 0 +++\n") is None
+    assert parser.feed("") is None
+
+
+def test_request_costs_one_recvfrom_and_one_sendto():
+    with serving.start() as server, traced(server.pid) as trace, server.connect() as client:
+        calls, seconds = steady_calls(trace, client, lambda: ask(client, 1))
+    mine, others = split(calls)
+    print(f"{len(mine) / N:.2f} system calls a request; other threads in {seconds:.1f} s: {dict(Counter(others))}")
+    assert mine == ONE_REQUEST * N
+    assert len({call.text.split(",")[0] for call in calls if call.name in ONE_REQUEST}) == 1  # one descriptor
+    assert len(others) <= OTHERS_A_SECOND * (seconds + 1)
+
+
+def test_head_and_body_sent_apart_cost_one_more_recvfrom():
+    head, blank, body = PREDICT.partition(b"\r\n\r\n")
+    with serving.start() as server, traced(server.pid) as trace, server.connect() as client:
+        def ask_in_two_parts() -> None:
+            received = trace.count("recvfrom")
+            client.send(head + blank)
+            trace.wait_for("recvfrom", received + 1)
+            client.send(body)
+            assert client.receive().status == 200
+            trace.wait_for("sendto", trace_sent())
+        sent = iter(range(10**9))
+
+        def trace_sent() -> int:
+            return next(sent)
+        calls, _ = steady_calls(trace, client, ask_in_two_parts)
+    assert split(calls)[0] == ["recvfrom", *ONE_REQUEST] * N
+
+
+def test_sixteen_busy_connections_share_an_epoll_wait_and_open_nothing():
+    with ExitStack() as stack:
+        server = stack.enter_context(serving.start())
+        clients = [stack.enter_context(server.connect()) for _ in range(16)]
+        trace = stack.enter_context(traced(server.pid))
+
+        def ask_all() -> None:
+            for client in clients:
+                client.send(PREDICT)
+            for client in clients:
+                assert client.receive().status == 200
+        ask_all()
+        first = trace.wait_for("sendto", len(clients))
+        for _ in range(N // len(clients)):
+            ask_all()
+        n_requests = N // len(clients) * len(clients)
+        last = trace.wait_for("sendto", len(clients) + n_requests)
+    names = Counter(call.name for call in trace.calls[first:last])
+    print(f"{names.total() / n_requests:.2f} system calls a request: {dict(names)}")
+    assert names["recvfrom"] == names["sendto"] == n_requests
+    assert names.total() <= 2.5 * n_requests
+    assert not names.keys() & {"openat", "connect", "clone", "clone3", "accept4", "mmap"}
