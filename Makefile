@@ -13,7 +13,7 @@ test: $(VENV)/test.stamp strace
 	$(BIN)/python -m pytest $(TESTS)
 
 # The core packages only: no model files to fetch, no strace, no Java.
-test-core: $(VENV)/test.stamp
+test-core: $(VENV)/core.stamp
 	$(BIN)/python -m pytest -m core
 
 lint: $(VENV)/test.stamp
@@ -37,9 +37,13 @@ $(VENV)/serve.stamp: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+$(VENV)/core.stamp: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[core_test]'
+	touch $@ $(VENV)/serve.stamp
+
 $(VENV)/test.stamp: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@ $(VENV)/serve.stamp
+	touch $@ $(VENV)/core.stamp $(VENV)/serve.stamp
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'

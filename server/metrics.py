@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+import psutil
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -36,7 +37,7 @@ class Metrics:
         self._seconds = 0.0
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._process = psutil.Process()
 
     def count(self, route: str, status: int, seconds: float, model: str, rows: int) -> None:
         with self._lock:
@@ -97,3 +98,9 @@ class Metrics:
             yield CounterMetricFamily("testigo_refused_connections", "Connections over --max-connections.",
                                       int(self.shared.gauges[layout.REFUSED]))
         yield GaugeMetricFamily("testigo_uptime_seconds", "Since the start.", time.monotonic() - self._start_s)
+        with self._process.oneshot():  # the names are those of Prometheus's own clients
+            cpu = self._process.cpu_times()
+            yield CounterMetricFamily("process_cpu_seconds", "User and system time.", cpu.user + cpu.system)
+            yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory.", self._process.memory_info().rss)
+            yield GaugeMetricFamily("process_open_fds", "Open descriptors.", self._process.num_fds())
+            yield GaugeMetricFamily("process_start_time_seconds", "Since 1970.", self._process.create_time())

@@ -114,8 +114,7 @@ class Paths:
         self.listener.prepare(lambda step: None)
         self.listener.tick()
         self.shared = self.listener.shared
-        self.work = self.listener._work(0, received_bytes)
-        self._guards = guard(self.work)
+        self.fit(received_bytes)
         self._answer = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(self.listener.native.answer_address)
         self._python = SimpleNamespace(application=application(native=False), limits=Limits(), draining=False)
 
@@ -124,6 +123,11 @@ class Paths:
 
     def __exit__(self, *_) -> None:
         self.listener.socket.close()
+
+    def fit(self, received_bytes: int) -> None:
+        """Take buffers, with guards around them, for requests of up to so many bytes."""
+        self.work = self.listener._work(0, received_bytes)
+        self._guards = guard(self.work)
 
     def hot(self, data: bytes, at: int = 0, out_at: int = 0) -> Answer:
         """The hot path's answer to data[at:], its response written at `out_at`."""

@@ -106,7 +106,8 @@ def _rust(port: int) -> list[str]:
 
 def _c(port: int) -> list[str]:
     compiler = need("cc", "Debian: apt-get install gcc libc6-dev")
-    return [str(_build(SOURCES / "c", [compiler, "-O2", "-pthread", "predict.c", "-o", "predict"], "predict")), str(port)]
+    built = _build(SOURCES / "c", [compiler, "-O2", "-pthread", "predict.c", "-o", "predict"], "predict")
+    return [str(built), str(port)]
 
 
 def _fastapi(app: str) -> Callable[[int], list[str]]:

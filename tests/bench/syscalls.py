@@ -1,7 +1,7 @@
 """The system calls of a running server, by thread, as strace sees them.
 
 The rule to keep: a call counts when it ends; of calls that are cut in two by other threads' lines the two
-halves are one call. Nothing here waits by the clock: `wait_for` waits for calls.
+halves are one call. What must be exact waits for calls (`wait_for`), not for the clock (`settle`).
 
 https://man7.org/linux/man-pages/man1/strace.1.html
 """
@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 WAIT_S = 30.0
+SETTLED_S = 0.1
+WARM_UP = 64  # requests after which a connection has found the thread that it stays with
 LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)")
 UNFINISHED = "<unfinished ...>"
 
@@ -57,8 +59,7 @@ class Trace:
         self.calls: list[Call] = []
         self._ended = threading.Condition()
         self._counts: Counter[str] = Counter()
-        self._reader = threading.Thread(target=self._read, args=(strace,), daemon=True)
-        self._reader.start()
+        threading.Thread(target=self._read, args=(strace,), daemon=True).start()
 
     def _read(self, strace: subprocess.Popen) -> None:
         parser = Parser()
@@ -81,6 +82,13 @@ class Trace:
                 raise TimeoutError(f"{self._counts[name]} calls of {name} instead of {n} within {WAIT_S} s")
             return len(self.calls)
 
+    def settle(self) -> int:
+        """Wait until strace has been silent for a while → the number of all calls. For servers with no client only."""
+        with self._ended:
+            while self._ended.wait(SETTLED_S):
+                pass
+            return len(self.calls)
+
 
 @contextmanager
 def attach(pid: int) -> Iterator[Trace]:
@@ -94,10 +102,20 @@ def attach(pid: int) -> Iterator[Trace]:
         first = strace.stderr.readline()  # "strace: Process 7 attached with 9 threads"
         if " attached" not in first:
             raise NoTrace(f"strace cannot attach: {first.strip()}")
-        trace = Trace(strace)
-        yield trace
+        yield Trace(strace)
     finally:
         strace.terminate()
         strace.wait()
         strace.stdout.close()
         strace.stderr.close()
+
+
+def calls_a_request(pid: int, ask: Callable[[], object], n: int = 1000) -> float:
+    """The system calls of all threads of a server, per request, while `ask` makes n requests. Raises NoTrace."""
+    with attach(pid) as trace:
+        for _ in range(WARM_UP):
+            ask()
+        before = trace.settle()
+        for _ in range(n):
+            ask()
+        return (trace.settle() - before) / n

@@ -1,0 +1,339 @@
+"""The hot path against the Python path: whatever the hot path answers, Python answers with the same bytes.
+
+The Python path here computes with numpy and the hot path with the compiled kernels, so this also compares those.
+Each test counts what the hot path answered, because it could agree with everything by answering nothing.
+"""
+
+import importlib.util
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kernels
+from server.hotpath import ANSWERED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW
+from server.layout import FLUSH_BYTES
+from tests import fuzz, serving
+from tests.fuzz import HOT_REQUESTS, MODEL_BODIES, NO_NUMBERS, NUMBERS, OTHER_REQUESTS, ROW, Paths, comparable, predict_request
+
+needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="the gguf package writes the models")
+EMBEDDED = {"fraud-detector": 5}  # model: number of features
+EXAMPLES = {"labels": 3, "digits": 4, "missing": 2, "regression": 5}
+
+
+@pytest.fixture(scope="module")
+def paths() -> Iterator[Paths]:
+    with Paths() as paths:
+        yield paths
+
+
+@pytest.fixture(scope="module")
+def model_paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
+    files = fuzz.example_models(tmp_path_factory.mktemp("models"))
+    with Paths([kernels.DEFAULT_MODEL, *files]) as paths:
+        yield paths
+
+
+def is_hot(paths: Paths, request: bytes) -> bool:
+    """Whether the hot path answers this one request; then the answers of both paths are compared."""
+    answer = paths.hot(request)
+    assert answer.outcome in (ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW)
+    if answer.outcome == ANSWERED:
+        expected = paths.python(request[:answer.place])
+        assert [comparable(answer.response)] == [comparable(response) for response in expected]
+    return answer.outcome == ANSWERED
+
+
+def count_hot(paths: Paths, requests: st.SearchStrategy[bytes], n: int) -> int:
+    """Compare both paths' answers to n requests, always the same ones → how many were the hot path's."""
+    n_hot = 0
+
+    @settings(max_examples=n, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(requests)
+    def compare(request: bytes) -> None:
+        nonlocal n_hot
+        n_hot += is_hot(paths, request)
+    compare()
+    assert paths.guards_are_intact()
+    return n_hot
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+SPACES = st.lists(st.sampled_from(["", "", "", "", " ", "  ", "\t", "\n", "\r\n"]), min_size=1, max_size=4)
+GOOD_NUMBERS = st.one_of(
+    st.sampled_from([number.decode() for number in NUMBERS]),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr), st.floats(-1e3, 1e3).map(repr), st.integers().map(str), st.integers(-9, 9).map(str),
+    st.from_regex(r"\A-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,2})?\Z"))
+ODD_VALUES = st.one_of(
+    st.sampled_from([number.decode() for number in NO_NUMBERS]), st.text(max_size=5).map(json.dumps),
+    st.text(max_size=5).map(lambda text: json.dumps(text, ensure_ascii=False)), st.just("false"))
+ENDS = st.sampled_from([b""] * 60 + [b" ", b"\r\n\t ", b"x", b"{}", b",", b"]", b"\0", b"\xff", b"\xc3"])
+ODD_MEMBERS = [
+    '"inputs": []', '"inputs": [[]]', '"inputs": null', '"inputs": [[1], [2, 3]]', '"inputs": [1, 2, 3, 4, 5]', '"Inputs": 1',
+    '"inputs": {"a": [1]}', '"\\u0069nputs": [[1, 2, 3, 4, 5]]', '"ïnputs": 1', '"": 0', '"model": null', '"model": 1',
+    '"inputs": [[[1, 2, 3, 4, 5]]]', '"inputs": [{"a": 1, "b": 2}]', '"model": "nobody"', '"model": ""',
+    '"model": "fraud\\u002ddetector"', '"model": "détecteur"', '"parameters": null', '"parameters": []',
+    '"parameters": {"return_probabilities": 1}', '"parameters": {"return_probabilities": "true"}',
+    '"parameters": {"return_probabilities": true, "return_probabilities": false}', '"parameters": {"threshold": 0.5}',
+    '"parameters": {"return_probabilities": true,}', '"parameters": {"return_probabilities": truE}', '"latency_ms": 1',
+]
+# Members of which one may come beside a model's rows, which are always there or nearly so.
+PARAMETERS = ['"parameters": {}', *['"parameters": {"return_probabilities": %s}' % wanted for wanted in ("true", "false")]]
+
+
+@st.composite
+def rows_texts(draw, width: int, takes_missing: bool) -> str:
+    """Rows of `width` numbers, now and then with something wrong."""
+    rows = draw(st.lists(st.lists(GOOD_NUMBERS, min_size=width, max_size=width), min_size=1, max_size=4))
+    oddity = draw(st.integers(0, 15))
+    if oddity == 7:
+        rows[-1][draw(st.integers(0, width - 1))] = draw(ODD_VALUES)
+    elif oddity == 8:
+        rows[0].append("1")
+    elif oddity > 11 and takes_missing:
+        rows[-1][0] = "null"
+    return "[" + ",".join("[" + ",".join(row) + "]" for row in rows) + "]"
+
+
+@st.composite
+def bodies(draw, widths: dict[str, int]) -> bytes:
+    """JSON for one of these models (name → number of features), most of it right."""
+    name = draw(st.sampled_from(list(widths)))
+    members = ['"inputs":' + draw(rows_texts(widths[name], name == "missing"))]
+    if len(widths) > 1 or draw(st.booleans()):
+        members.append(f'"model":"{name}"')
+    if draw(st.booleans()):
+        members.append(draw(st.sampled_from(PARAMETERS)))
+    if draw(st.integers(0, 9)) == 7:
+        members.append(draw(st.sampled_from([*members, *ODD_MEMBERS])))
+    if draw(st.integers(0, 19)) == 13:
+        del members[0]
+    text = "{" + ",".join(draw(st.permutations(members))) + "}"
+    spaces = itertools.cycle(draw(SPACES))
+    spaced = re.sub(r"[][{},:]", lambda mark: next(spaces) + mark[0] + next(spaces), text)
+    return spaced.encode("utf-8", "surrogatepass") + draw(ENDS)
+
+
+@pytest.mark.core
+def test_bodies_are_answered_alike(paths: Paths):
+    assert count_hot(paths, bodies(EMBEDDED).map(predict_request), 3000) > 1000
+
+
+@needs_gguf
+def test_bodies_for_models_of_every_kind_are_answered_alike(model_paths: Paths):
+    assert count_hot(model_paths, bodies(EMBEDDED | EXAMPLES).map(predict_request), 2500) > 800
+
+
+@needs_gguf
+def test_missing_values_of_the_only_model_are_answered_alike(tmp_path):
+    files = [path for path in fuzz.example_models(tmp_path) if path.stem == "missing"]
+    with Paths(files) as paths:
+        assert count_hot(paths, bodies({"missing": EXAMPLES["missing"]}).map(predict_request), 500) > 150
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+LINES = {  # field: its lines in variations that the hot path may take, and others
+    "host": ([b"Host: localhost", b"host:LOCALHOST:80", b"HOST: \t127.0.0.1:65535 \t", b"Host: 127.0.0.1:0"],
+             [b"Host: [::1]:8080", b"Host: example.com", b"Host: localhost:", b"Host: localhost:65536", b"Host: localhost.",
+              b"Host: localhost:00000000080", b"Host:", b"Host: localhost, localhost", b"Host: local%68ost", b"X: y",
+              b"Host: localhost\r\nHost: localhost", b"Host: u@localhost", b"Host : localhost", b"Host: localhost:8x",
+              b"Host: \xe4.de"]),
+    "length": ([b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH: \t00%d \t"],
+               [b"Content-Length: +%d", b"Content-Length: %d, %d", b"Content-Length: %d\r\nContent-Length: %d",
+                b"Content-Length: 0x%d", b"Content-Length: -%d", b"Content-Length: %d.0", b"Content-Length: 1%d",
+                b"Content-Length:", b"Content-Length: 0", b"Content-Length: 99999999999%d", b"X: %d",
+                b"Transfer-Encoding: chunked\r\nContent-Length: %d", b"Content-Length: %d\r\nTransfer-Encoding: identity"]),
+    "type": ([b"", b"Content-Type: application/json", b"content-TYPE:Application/JSON", b"Content-Type: application/json \t",
+              b"Content-Type: application/json; charset=utf-8", b"Content-Type: application/json \t;\t charset=UTF-8 "],
+             [b"Content-Type: application/json;", b'Content-Type: application/json; charset="utf-8"', b"Content-Type: text/plain",
+              b"Content-Type: application/json; charset=latin-1", b"Content-Type: application/json;;charset=utf-8",
+              b"Content-Type: application/json; charset = utf-8", b"Content-Type: application/jsonx", b"Content-Type:",
+              b"Content-Type: application/json; charset=utf-8; x=y", b"Content-Type: application/json, text/plain",
+              b"Content-Type: application/json\r\nContent-Type: application/json", b"Content-Type: \xe4"]),
+    "connection": ([b"", b"Connection: keep-alive", b"connection: Keep-Alive", b"Connection: close", b"Connection:CLOSE "],
+                   [b"Connection: close, x", b"Connection: x, CLOSE", b"Connection: upgrade", b"Connection:",
+                    b"Connection: keep-alive\r\nConnection: close", b"Connection: keep-alive, close", b"Connection: closed"]),
+    "other": ([b"", b"Accept: */*\r\nAccept: text/html", b"User-Agent: \x80\xff", b"Cookie: a=b; c=\"d\"", b"X-Long: " + b"y" * 5000,
+               b"Origin: http://example.com", b"Authorization: Bearer x", b"hosts: a\r\ncontent-lengths: 7", b"X-Empty:",
+               b"Expectation: none", b"If-Range: a", b"X:%b" % (b" \t" * 30)],
+              [b"Expect: 100-continue", b"Expect: other", b"X-Request-Id: abc", b"x-request-id:", b"Content-Encoding: identity",
+               b"Content-Encoding: gzip", b"User-Agent: a\r\nuser-agent: b", b"Authorization: a\r\nAuthorization: b", b": y",
+               b"X: y\r\n folded", b"Bad Name: y", b"X: \x00", b"X: \x7f", b"Transfer-Encoding: chunked", b"TE: trailers",
+               b"Referer: a\r\nReferer: b", b"X: " + b"z" * 17000, b"\r\n".join([b"X: y"] * 200), b"Date: a\r\nDate: b"]),
+}
+REQUEST_LINES = ([b"POST /v1/predict HTTP/1.1"], [
+    b"POST /v1/predict HTTP/1.0", b"POST /v1/predict HTTP/1.2", b"POST /v1/predict HTTP/2.0", b"post /v1/predict HTTP/1.1",
+    b"POST /v1/predict? HTTP/1.1", b"POST /v1/predict?a=b HTTP/1.1", b"POST /v1/predict/ HTTP/1.1", b"GET /v1/predict HTTP/1.1",
+    b"POST http://localhost/v1/predict HTTP/1.1", b"POST http://example.com/v1/predict HTTP/1.1", b"POST  /v1/predict HTTP/1.1",
+    b"POST /v1/%70redict HTTP/1.1", b"POST //v1/predict HTTP/1.1", b"POST /V1/predict HTTP/1.1", b"HEAD /health HTTP/1.1",
+    b"PATCH /v1/predict HTTP/1.1", b"\r\nPOST /v1/predict HTTP/1.1", b" POST /v1/predict HTTP/1.1", b"OPTIONS /v1/predict HTTP/1.1",
+    b"POST /v1/predict http/1.1", b"POST /v1/predict#x HTTP/1.1", b"POST /v1/predicts HTTP/1.1"])
+
+
+@st.composite
+def heads(draw, lines: dict[str, tuple[list[bytes], list[bytes]]] = LINES) -> bytes:
+    """A predict request whose header lines vary, at most one of them beyond what the hot path takes, in any order."""
+    odd = draw(st.sampled_from([*lines, "request line", *[""] * len(lines)]))
+    chosen = [draw(st.sampled_from(others if name == odd else usual)) for name, (usual, others) in lines.items()]
+    request_line = draw(st.sampled_from(REQUEST_LINES[odd == "request line"]))
+    ordered = [line for line in draw(st.permutations(chosen)) if line]
+    return b"\r\n".join([request_line, *ordered]).replace(b"%d", b"%d" % len(ROW)) + b"\r\n\r\n" + ROW
+
+
+@pytest.mark.core
+def test_heads_are_answered_alike(paths: Paths):
+    assert count_hot(paths, heads(), 2000) > 800
+
+
+KEYS = {"authorization": (
+    [b"Authorization: Bearer secret", b"authorization:bearer  another-key \t", b"AUTHORIZATION: BEARER\tsecret", b"X: secret",
+     b"Authorization: Bearer Secret", b"Authorization: Bearer secre", b"Authorization: Bearer secrets", b"Authorization: secret",
+     b"Authorization: Bearer", b"Authorization: Basic secret", b"Authorization:", b"Authorization: Bearer \xe4ecret",
+     b"Authorization: Bearer secret secret", b"Authorization: Bearersecret", b"Authorization: Bearer \t secret"],
+    [b"Authorization: Bearer secret\r\nAuthorization: Bearer secret"])}
+ORIGINS = {"origin": (
+    [b"X: y", b"Origin: http://a", b"Origin: http://b", b"origin:", b"Origin: http://a\r\nOrigin: http://b"],
+    [b"Access-Control-Request-Method: POST"])}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("options", "lines"), [
+    ({"keys": ("secret", "another-key")}, KEYS), ({"allowed_hosts": None}, {}),
+    ({"allowed_hosts": frozenset({"example.com"})}, {}), ({"cors_origin": "http://a"}, ORIGINS),
+    ({"cors_origin": "*"}, ORIGINS), ({"keys": ("secret",), "cors_origin": "http://a"}, KEYS | ORIGINS),
+], ids=["keys", "any host", "other hosts", "CORS", "CORS for all", "keys and CORS"])
+def test_heads_are_answered_alike_with_options(options: dict, lines: dict):
+    with Paths(**options) as paths:
+        example_com = {"host": (LINES["host"][0] + [b"Host: Example.com:8080"], LINES["host"][1])}
+        varied = LINES | example_com | {"other": ([b""], [b"Expect: 100-continue"])} | lines
+        count_hot(paths, heads(varied), 400)
+        if "cors_origin" not in options:
+            assert is_hot(paths, predict_request(ROW, b"Authorization: Bearer secret", host=b"example.com"))\
+                or is_hot(paths, predict_request(ROW, b"Authorization: Bearer secret"))
+
+
+# --- what the hot path must take ----------------------------------------------------------------
+
+@pytest.mark.core
+@pytest.mark.parametrize("request_bytes", HOT_REQUESTS, ids=range(len(HOT_REQUESTS)))
+def test_usual_requests_are_answered_by_the_hot_path(paths: Paths, request_bytes: bytes):
+    assert is_hot(paths, request_bytes)
+
+
+@needs_gguf
+@pytest.mark.parametrize("body", MODEL_BODIES, ids=["labels", "digits", "missing", "regression"])
+def test_models_of_every_kind_are_served_by_the_hot_path(model_paths: Paths, body: bytes):
+    assert is_hot(model_paths, predict_request(body))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("number", NUMBERS, ids=range(len(NUMBERS)))
+def test_numbers_are_read_alike(paths: Paths, number: bytes):
+    # What rounds to either of two doubles by its twentieth digit or a later one is left to Python.
+    is_hot(paths, predict_request(b'{"inputs": [[0, %b, 0, 0, -0]]}' % number))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("text", NO_NUMBERS, ids=range(len(NO_NUMBERS)))
+def test_what_is_no_number_is_left_to_python(paths: Paths, text: bytes):
+    assert paths.hot(predict_request(b'{"inputs": [[0, %b, 0, 0, 0]]}' % text)).outcome == SLOW
+
+
+# --- several requests ---------------------------------------------------------------------------
+
+PIPELINES = st.lists(st.one_of(
+    st.sampled_from(HOT_REQUESTS), st.sampled_from(OTHER_REQUESTS), bodies(EMBEDDED).map(predict_request)), min_size=1, max_size=6)
+
+
+@pytest.mark.core
+def test_pipelined_requests_for_both_paths_are_answered_alike_and_in_order(paths: Paths):
+    n_hot = n_together = 0
+
+    @settings(max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(PIPELINES, st.integers(0, 20))
+    def compare(requests: list[bytes], missing: int) -> None:
+        nonlocal n_hot, n_together
+        data = b"".join(requests)
+        data = data[:len(data) - missing] if missing > 10 else data
+        responses, hot = paths.mixed(data)
+        assert [comparable(response) for response in responses] == [comparable(response) for response in paths.python(data)]
+        n_hot, n_together = n_hot + hot, n_together + (0 < hot < len(responses))
+    compare()
+    assert n_hot > 500 and n_together > 100
+
+
+# --- buffers ------------------------------------------------------------------------------------
+
+LONG_NUMBER = b"-1.2345678901234567e-100"
+
+
+def full_request(body_of_rows: Callable[[bytes], bytes], row: bytes, size: int) -> bytes:
+    """A request of at most `size` bytes with as many of these rows as fit."""
+    def build(n: int) -> bytes:
+        body = body_of_rows(b",".join([row] * n))
+        return b"POST /v1/predict HTTP/1.1\r\nHost:localhost\r\nContent-Length:%d\r\n\r\n" % len(body) + body
+    n = 1
+    while len(build(n + 1)) <= size:
+        n += 1
+    return build(n)
+
+
+def check_full_buffers(paths: Paths, name: bytes, rows: list[bytes]) -> None:
+    for row, size in itertools.product(rows, (200, 333, 1000, 4096)):
+        request = full_request(lambda text: b'{"inputs":[%b],"model":"%b","parameters":{%b}}' % (
+            text, name, b"" if name == b"regression" else b'"return_probabilities":true'), row, size)
+        paths.fit(len(request))
+        answer = paths.hot(request, out_at=FLUSH_BYTES - 1)
+        assert answer.outcome == ANSWERED
+        assert [comparable(answer.response)] == [comparable(response) for response in paths.python(request)]
+        assert paths.guards_are_intact()
+
+
+@pytest.mark.core
+def test_a_request_that_fills_the_receive_buffer_fits_the_others():
+    with Paths() as paths:
+        check_full_buffers(paths, b"fraud-detector", [b"[9,3,1,2,7]", b"[" + b",".join([LONG_NUMBER] * 5) + b"]"])
+
+
+@needs_gguf
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_request_that_fills_the_receive_buffer_fits_the_others_for_every_kind_of_model(model_paths: Paths, name: str):
+    width = EXAMPLES[name]
+    check_full_buffers(model_paths, name.encode(), [b"[" + b",".join([b"%d" % n] * width) + b"]" for n in (0, 9)])
+    model_paths.fit(fuzz.LOOP_BYTES)
+
+
+@pytest.mark.core
+def test_rows_beyond_the_longest_usual_body_are_answered_alike(paths: Paths):
+    rng = np.random.default_rng(0)
+    for n_rows in (1, 2, 9, 99, 500):
+        body = json.dumps({"inputs": rng.normal(size=(n_rows, 5)).tolist(), "parameters": {"return_probabilities": True}})
+        assert is_hot(paths, predict_request(body.encode()))
+
+
+# --- real servers -------------------------------------------------------------------------------
+
+def hot_total(server: serving.Server) -> int:
+    text = server.ask(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").body.decode()
+    found = re.search(r'^testigo_requests_total\{path="hot",[^}]*\} (\S+)$', text, re.MULTILINE)
+    return int(float(found[1])) if found else 0
+
+
+@pytest.mark.core
+def test_both_kinds_of_server_answer_the_same_bytes(native_server: serving.Server, python_server: serving.Server):
+    rng = random.Random(0)
+    requests = [*HOT_REQUESTS, *OTHER_REQUESTS, *(fuzz.mutated(rng, fuzz.corpus(with_models=False)) for _ in range(150))]
+    before = hot_total(native_server)
+    for request in requests:
+        cuts = sorted(rng.sample(range(len(request)), min(len(request), rng.randrange(3))))
+        native, python = (fuzz.VARYING.sub(b"", fuzz.exchange(server, request, cuts)) for server in (native_server, python_server))
+        assert native == python, request
+    assert hot_total(native_server) - before >= len(HOT_REQUESTS)
