@@ -8,10 +8,13 @@ import argparse
 import gc
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BAD_FILE, CANNOT_LISTEN, WRONG_PACKAGE = 3, 4, 5
@@ -56,7 +59,7 @@ def parser() -> Parser:
     p.add_argument("--allowed-hosts", metavar="A,B", type=hosts,
                    help="names that a request's Host may give, or * (default: loopback names when listening on"
                         " loopback, else *)")
-    p.add_argument("--cors-origin", metavar="ORIGIN",
+    p.add_argument("--cors-origin", metavar="ORIGIN", type=origin,
                    help="let pages of this origin (or *) call the server from a browser")
     p.add_argument("--log-format", choices=("text", "json"), default="text")
     p.add_argument("--no-native", action="store_true", help="serve everything in Python, without compiled code")
@@ -74,6 +77,12 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return int(text)
+
+
+def origin(text: str) -> str:
+    if not re.fullmatch(r"\*|https?://[A-Za-z0-9.\-\[\]:]{1,255}", text):
+        raise argparse.ArgumentTypeError("must be * or an origin such as https://app.example")
+    return text
 
 
 def hosts(text: str) -> frozenset[str]:
@@ -103,10 +112,13 @@ def native_is_possible() -> bool:
 def main(argv: list[str]) -> None:
     if argv[:1] == ["doctor"]:
         from server import doctor
-        raise SystemExit(doctor.main(argv[1:]))
+        Parser(prog="python -m server doctor", description="Say what works on this machine.").parse_args(argv[1:])
+        raise SystemExit(doctor.main())
     if argv[:1] == ["warm"]:
         from server import warm
-        raise SystemExit(warm.main(argv[1:]))
+        p = Parser(prog="python -m server warm", description="Compile ahead what serving these models needs.")
+        p.add_argument("models", nargs="*", metavar="MODEL", help=f"model files (default: {DEFAULT_MODEL.stem})")
+        raise SystemExit(warm.main(p.parse_args(argv[1:]).models))
     serve(parser().parse_args(argv))
 
 
@@ -130,24 +142,23 @@ def serve(options: argparse.Namespace) -> None:
     application = Application(served, Metrics(list(served.by_name)), log, keys=keys,
                               allowed_hosts=None if allowed and "*" in allowed else allowed,
                               cors_origin=options.cors_origin)
-    if not is_loopback(options.host) and not keys:
-        log.message(f"warning: {options.host} is not a loopback address and there is no --api-key-file:"
-                    " whoever reaches this port may use the models")
     limits = Limits(max_body_bytes=options.max_body_bytes, max_connections=options.max_connections)
     if native:
         from server.native_listener import NativeListener as Kind
     else:
         from server.listener import Listener as Kind  # type: ignore[assignment]
-    try:
+    with failing_to_listen(options):
         listener = Kind(options.host, options.port, application, limits)
-    except OSError as error:
-        fail(CANNOT_LISTEN, f"cannot listen at {options.host} port {options.port}: {error.strerror}")
+    if not is_loopback(options.host) and not keys:
+        log.message(f"warning: {options.host} is not a loopback address and there is no --api-key-file:"
+                    " whoever reaches this port may use the models")
     stop = stop_on_signals()
     gc.disable()  # compiling makes a great many objects that all stay: collecting among them is a tenth of its time
     listener.prepare(log.message)
     gc.enable()
     gc.freeze()
-    listener.start()
+    with failing_to_listen(options):  # another process may have been faster since
+        listener.start()
     application.ready = True
     address = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Testigo {kernels.__version__} serves {', '.join(served.by_name)} at http://{address}:"
@@ -165,6 +176,14 @@ def serve(options: argparse.Namespace) -> None:
 
 
 DRAIN_S = 10.0
+
+
+@contextmanager
+def failing_to_listen(options: argparse.Namespace) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        fail(CANNOT_LISTEN, f"cannot listen at {options.host} port {options.port}: {error.strerror}")
 
 
 def stop_on_signals() -> threading.Event:

@@ -83,12 +83,15 @@ class Application:
                 and "access-control-request-method" in head.headers)
 
     def cors_headers(self, head: RequestHead) -> list[tuple[str, str]]:
+        return self.cors_headers_for(head.headers.get("origin"))
+
+    def cors_headers_for(self, origin: str | None) -> list[tuple[str, str]]:
         if self.cors_origin is None:
             return []
-        vary = [("Vary", "Origin")]
-        if self.cors_origin == "*" or head.headers.get("origin") == self.cors_origin:
-            return [("Access-Control-Allow-Origin", self.cors_origin)] + vary
-        return vary
+        allowed = [("Access-Control-Allow-Origin", self.cors_origin)]
+        if self.cors_origin == "*":
+            return allowed
+        return [("Vary", "Origin")] + (allowed if origin == self.cors_origin else [])
 
     def note(self, client: tuple, head: RequestHead | None, response: Response, seconds: float) -> None:
         route = route_name(head.path) if head else "malformed"

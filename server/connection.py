@@ -7,6 +7,7 @@ RFC 9110, RFC 9112; the syntax itself is in `http1`.
 """
 
 import functools
+import socket
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -85,10 +86,8 @@ class Connection(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         """Let the client take a last answer before the socket goes: closing on unread bytes would reset it."""
-        if not self.received:
-            return
         try:
-            self.request.shutdown(1)
+            self.request.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + LINGER_S
             while time.monotonic() < deadline and self.request.recv(RECEIVE_BYTES):
                 pass
@@ -100,7 +99,7 @@ class Connection(BaseHTTPRequestHandler):
             while not self.close_connection:
                 self.handle_one_request()
         except Gone:
-            self.received.clear()
+            pass
 
     def handle_one_request(self) -> None:
         """Serve one request, from `received` and the socket; sets `close_connection` where no other may follow."""
@@ -108,11 +107,12 @@ class Connection(BaseHTTPRequestHandler):
         try:
             head = self.receive_head()
             start = time.perf_counter()
-            self.close_connection = not head.keep_alive or self.server.draining
+            self.close_connection = not head.keep_alive
             response = self.respond(head)
         except (Refusal, ApiError) as error:
             self.close_connection = True
             response = Response.of_error(error)
+        self.close_connection |= self.server.draining
         self.reply(head, response, time.perf_counter() - start)
 
     def time_out(self) -> None:

@@ -11,11 +11,8 @@ from collections.abc import Callable
 Check = tuple[str, Callable[[], bool], str, str]
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Print one line a check → exit status: 0 when the native path works, 1 when only the Python path does."""
-    if arguments:
-        print("server: error: doctor takes no arguments", file=sys.stderr)
-        return 2
     native = sys.platform == "linux" and _found("numba")
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()},"
           f" {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores")

@@ -477,6 +477,7 @@ def write_head(shared, out, at, body_bytes, keep_alive):
         at = put(out, at, RESPONSE_CLOSE)
     at = put(out, at, RESPONSE_LENGTH)
     at = format_int(body_bytes, out, at)
+    at = put_span(out, at, bytes_of(shared.text), shared.cors_lines)
     return put(out, at, RESPONSE_BODY)
 
 
@@ -522,7 +523,7 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
     """The response for the predictions in `work` at response[out_at:] → its end; counts the request."""
     model, out = models_of(shared.models)[m], bytes_of(work.response)
     # The head's size depends on the number of digits of the body's length: three is the usual, others move the body.
-    guess = out_at + HEAD_BYTES + (0 if keep_alive else RESPONSE_CLOSE.size) + 3
+    guess = out_at + HEAD_BYTES + shared.cors_lines.length + (0 if keep_alive else RESPONSE_CLOSE.size) + 3
     o = write_predictions(shared, model, out, put(out, guess, PREDICTIONS), doubles_of(work.predictions), n_rows)
     if wanted:
         o = write_probabilities(out, put(out, o, PROBABILITIES), doubles_of(work.probabilities), n_rows,

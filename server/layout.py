@@ -58,7 +58,7 @@ SHARED = np.dtype([
     ("listener", np.int32),
     ("queue_in", np.int32), ("queue_out", np.int32),  # pipe of descriptors on the way to a worker
     ("any_host", np.int32),
-    ("origin_matters", np.int32),  # CORS is on: requests with an Origin are not for the hot path
+    ("origin_matters", np.int32),  # CORS is on for one origin: requests with an Origin are not for the hot path
     ("draining", np.int32),
     ("date", np.int32),  # which of the two `dates` holds
     ("answer", np.int64),  # address of the compiled `hotpath.answer`
@@ -68,6 +68,7 @@ SHARED = np.dtype([
     ("body_ns", np.int64),  # from the end of the head to the end of the body
     ("send_ns", np.int64),  # a client must take an answer within this time
     ("linger_ns", np.int64),  # how long a refused client has to take its answer
+    ("cors_lines", SPAN),  # in text: header lines of every answer, each after a CRLF
     ("connections", SPAN), ("loops", SPAN), ("gauges", SPAN), ("counts", SPAN), ("predictions", SPAN),
     ("models", SPAN), ("labels", SPAN), ("hosts", SPAN), ("keys", SPAN),
     ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN), ("dates", SPAN),
@@ -154,7 +155,7 @@ DATE_BYTES = 29
 MAX_LINES = 128
 MAX_EVENTS = 64
 FLUSH_BYTES = 16384  # answers to pipelined requests are sent together up to about this size
-HEAD_ROOM = 512  # response bytes around the predictions, the model's name aside
+HEAD_ROOM = 1024  # response bytes around the predictions, the model's name aside
 NUMBER_ROOM = 27  # a double's text and ", "
 
 

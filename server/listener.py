@@ -3,15 +3,17 @@
 The rule to keep: what holds for a connection here (limits, deadlines, draining) holds for one of `native_listener` too.
 """
 
+import collections
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 
 from server.application import Application
-from server.connection import SEND_S, WAIT_S, Connection, Limits, http_date
+from server.connection import LINGER_S, SEND_S, WAIT_S, Connection, Limits, http_date
 from server.errors import OVERLOADED, refusal
 
 BACKLOG = 4096
@@ -28,8 +30,10 @@ class Listener(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, application: Application, limits: Limits):
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         self.application, self.limits, self.draining = application, limits, False
-        self._open = 0
+        self._open, self._refused = 0, 0
         self._open_lock = threading.Lock()
+        self._lingering: collections.deque[tuple[float, socket.socket]] = collections.deque()  # refused; until when
+        application.metrics.connections = lambda: (self._open, self._refused)
         super().__init__((host, port), Connection, bind_and_activate=False)
         self.server_bind()
 
@@ -57,15 +61,29 @@ class Listener(ThreadingHTTPServer):
     def tick(self) -> None:
         """Called once a second while the server runs."""
 
-    def process_request(self, request, client_address) -> None:
+    def get_request(self):
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(0.01)  # no descriptors or memory: what is open must be served first
+            raise
+
+    def verify_request(self, request, client_address) -> bool:
+        """Whether there is room for this connection; one that is not admitted is told so."""
         with self._open_lock:
             self._open += 1
             admitted = self._open <= self.limits.max_connections
-        if admitted:
-            super().process_request(request, client_address)
-        else:
-            request.sendall(refusal(OVERLOADED, http_date()))
-            self.shutdown_request(request)
+        if not admitted:
+            self._refused += 1
+            with suppress(OSError):  # the loss of an error message only
+                request.sendall(refusal(OVERLOADED, http_date()))
+                self._lingering.append((time.monotonic() + LINGER_S, request.dup()))
+        return admitted
+
+    def service_actions(self) -> None:
+        """Called after each connection and twice a second: a refused client was given time to read why."""
+        while self._lingering and self._lingering[0][0] < time.monotonic():
+            self._lingering.popleft()[1].close()
 
     def shutdown_request(self, request) -> None:
         with self._open_lock:

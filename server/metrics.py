@@ -9,7 +9,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import psutil
@@ -29,6 +29,7 @@ class Metrics:
     def __init__(self, model_names: list[str]):
         self.model_names = model_names
         self.shared: layout.Shared | None = None  # set when native threads serve
+        self.connections: Callable[[], tuple[int, int]] = lambda: (0, 0)  # set by the listener: open, refused so far
         self._start_s = time.monotonic()
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, int]] = Counter()  # (route, status)
@@ -92,11 +93,11 @@ class Metrics:
         edges = [f"{bound:g}" for bound in BOUNDS_S] + ["+Inf"]
         latency.add_metric((), [(edge, int(n)) for edge, n in zip(edges, np.cumsum(buckets))], seconds)
         yield from (requests, rows, latency)
+        opened, refused = self.connections()
         if self.shared is not None:
-            yield GaugeMetricFamily("testigo_connections", "Open connections.",
-                                    int(self.shared.gauges[layout.CONNECTIONS]))
-            yield CounterMetricFamily("testigo_refused_connections", "Connections over --max-connections.",
-                                      int(self.shared.gauges[layout.REFUSED]))
+            opened, refused = (int(self.shared.gauges[i]) for i in (layout.CONNECTIONS, layout.REFUSED))
+        yield GaugeMetricFamily("testigo_connections", "Open connections.", opened)
+        yield CounterMetricFamily("testigo_refused_connections", "Connections over --max-connections.", refused)
         yield GaugeMetricFamily("testigo_uptime_seconds", "Since the start.", time.monotonic() - self._start_s)
         with self._process.oneshot():  # the names are those of Prometheus's own clients
             cpu = self._process.cpu_times()

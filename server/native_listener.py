@@ -66,6 +66,7 @@ class NativeListener(Listener):
         for i, error in ((layout.OVERLOADED, errors.OVERLOADED), (layout.TIMED_OUT, errors.TIMED_OUT)):
             response = errors.refusal(error, DATE_PLACE)
             refusals[i] = (text.add(response), response.index(DATE_PLACE.encode()))
+        cors_lines = text.add("".join(f"\r\n{name}: {value}" for name, value in app.cors_headers_for(None)).encode())
         n_threads = n_loops + MOST_WORKERS
         self.shared = layout.Shared(layout.SHARED, {
             "connections": np.zeros(n_descriptors, layout.CONNECTION), "loops": self._make_loops(n_loops),
@@ -78,7 +79,8 @@ class NativeListener(Listener):
             "dates": np.zeros((2, layout.DATE_BYTES), np.uint8),
         }, {
             "listener": self.fileno(), "queue_out": self._queue[0], "queue_in": self._queue[1],
-            "any_host": app.allowed_hosts is None, "origin_matters": app.cors_origin is not None,
+            "any_host": app.allowed_hosts is None, "origin_matters": app.cors_origin not in (None, "*"),
+            "cors_lines": cors_lines,
             "answer": self.native.answer_address,
             "max_connections": limits.max_connections, "max_body_bytes": limits.max_body_bytes,
             "idle_ns": int(limits.idle_s * 1e9), "head_ns": int(limits.head_s * 1e9),

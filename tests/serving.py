@@ -77,8 +77,8 @@ def start(*args: str | Path, native: bool = True, env: dict[str, str] | None = N
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
         stderr = Path(folder) / "stderr"
         with stderr.open("wb") as log:
-            process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                       stderr=log, cwd=cwd, env=os.environ | (env or {}))
+            process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=log, cwd=cwd, env=os.environ | (env or {}))
         try:
             yield Server(process, stderr)
         finally:

@@ -3,13 +3,14 @@
 Each goal is recorded with what was measured, and the table of all is printed at the end.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.bench.load import Spread
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thresholds", action="store_true", help="measure, and fail below the goals")
@@ -35,40 +36,36 @@ class Goal:
         return measured >= limit if self.sign == "≥" else measured <= limit
 
 
-@dataclass
 class Record:
     """What was measured against which goal."""
-    lines: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
 
-    def check(self, what: str, values: Sequence[float], goal: Goal) -> None:
-        """Note the values of all rounds; their median is what must reach the threshold."""
-        spread = Spread.of(values)
-        verdict = ("met" if goal.holds(spread.median, goal.value)
-                   else "within tolerance" if goal.holds(spread.median, goal.threshold) else "MISSED")
-        line = (f"{what:62} {str(spread):34} goal {goal.sign} {goal.value:g}"
-                f"{f', fails beyond {goal.threshold:.3g}' if goal.tolerance else ''}: {verdict}")
-        self.lines.append(line)
-        if verdict == "MISSED":
-            self.failed.append(line)
+    def __init__(self) -> None:
+        self.lines: list[str] = []
 
     def note(self, text: str) -> None:
         self.lines.append(text)
 
+    def check(self, *figures: tuple[str, Sequence[float], Goal]) -> None:
+        """Note each figure's values of all rounds, then fail if a median is beyond its goal's threshold."""
+        missed = []
+        for what, values, goal in figures:
+            spread = Spread.of(values)
+            verdict = ("met" if goal.holds(spread.median, goal.value)
+                       else "within tolerance" if goal.holds(spread.median, goal.threshold) else "MISSED")
+            line = (f"{what:62} {str(spread):34} goal {goal.sign} {goal.value:g}"
+                    f"{f', fails beyond {goal.threshold:.3g}' if goal.tolerance else ''}: {verdict}")
+            self.lines.append(line)
+            missed += [line] if verdict == "MISSED" else []
+        if missed:
+            pytest.fail("\n".join(missed), pytrace=False)
 
 
 RECORD = pytest.StashKey[Record]()
 
 
 @pytest.fixture
-def goals(request: pytest.FixtureRequest) -> Iterator[Record]:
-    """Records goals; the test fails at its end when one was missed, all its figures being known by then."""
-    record = request.config.stash.setdefault(RECORD, Record())
-    before = len(record.failed)
-    yield record
-    missed = record.failed[before:]
-    if missed:
-        pytest.fail("\n".join(missed), pytrace=False)
+def goals(request: pytest.FixtureRequest) -> Record:
+    return request.config.stash.setdefault(RECORD, Record())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

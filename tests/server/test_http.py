@@ -165,7 +165,8 @@ def test_malformed_chunks_are_refused_at_once(server, body):
         assert client.is_closed()
 
 
-@pytest.mark.parametrize("size_bytes", [65000, 65300, *range(65530, 65540), 70_000, 131_072, 1_000_000, 16 * 1024 * 1024])
+@pytest.mark.parametrize("size_bytes", [65_000, 65_300, *range(65_530, 65_540), 70_000, 131_072, 1_000_000,
+                                        16 * 1024 * 1024])
 def test_bodies_around_and_above_a_buffer_are_served(server, size_bytes):
     with server.connect() as client:
         for _ in range(2):
@@ -193,7 +194,8 @@ def test_length_above_the_limit_gets_413_before_the_body_comes(server):
     with server.connect(timeout_s=5) as client:
         response = client.ask(request("POST", "/v1/predict", headers={"Content-Length": "16777217"}))
         assert (response.status, response.code) == (413, "body_too_large")
-        client.send(padded_body(1_000_000))  # a client that sends it all the same is not reset
+        for _ in range(50):  # a client that sends it all the same is not reset
+            client.send(b" " * 20_000)
         assert client.is_closed()
 
 
@@ -271,8 +273,9 @@ def test_absolute_form_is_served(server):
 
 
 @pytest.mark.parametrize("method, path, allowed", [
-    ("POST", "/health", "GET, HEAD"), ("DELETE", "/v1/models/fraud-detector", "GET, HEAD"), ("GET", "/v1/predict", "POST"),
-    ("HEAD", "/v1/predict", "POST"), ("PUT", "/v1/predict", "POST"), ("OPTIONS", "/v1/predict", "POST"),
+    ("POST", "/health", "GET, HEAD"), ("DELETE", "/v1/models/fraud-detector", "GET, HEAD"),
+    ("GET", "/v1/predict", "POST"), ("HEAD", "/v1/predict", "POST"), ("PUT", "/v1/predict", "POST"),
+    ("OPTIONS", "/v1/predict", "POST"),
     ("get", "/health", "GET, HEAD"),
 ])
 def test_wrong_method_gets_405_and_what_is_allowed(server, method, path, allowed):
@@ -292,7 +295,8 @@ def test_unknown_path_gets_404(server, path):
         assert client.ask(predict_request()).status == 200
 
 
-@pytest.mark.parametrize("method, target", [("POST", "/v1/predict?a=1"), ("POST", "/v1/predict?"), ("GET", "/health?verbose")])
+@pytest.mark.parametrize("method, target", [("POST", "/v1/predict?a=1"), ("POST", "/v1/predict?"),
+                                            ("GET", "/health?verbose")])
 def test_query_parameters_get_400(server, method, target):
     with server.connect() as client:
         response = client.ask(request(method, target, BODY if method == "POST" else None))

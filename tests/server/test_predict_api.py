@@ -129,7 +129,8 @@ REFUSED = [  # (name, body, code, param)
     ("deep nesting, closed", "[" * 100_000 + "]" * 100_000, "nested_too_deeply", None),
     ("exponent above a double", '{"inputs": [[1e400, 2, 3, 4, 5]]}', "number_out_of_range", "inputs"),
     ("digits above a double", f'{{"inputs": [[-{NUMBER_TEXT}, 2, 3, 4, 5]]}}', "number_out_of_range", "inputs"),
-    ("result above a double", '{"inputs": [[1.7e308, -1.7e308, 1.7e308, -1.7e308, 1.7e308]]}', "result_overflow", "inputs"),
+    ("result above a double", '{"inputs": [[1.7e308, -1.7e308, 1.7e308, -1.7e308, 1.7e308]]}', "result_overflow",
+     "inputs"),
     ("rows as objects without feature names", f'{{"inputs": [{{"{MARKER}": 1}}]}}', "no_feature_names", "inputs"),
     ("model not a string", '{"inputs": [[1, 2, 3, 4, 5]], "model": 1}', "invalid_model", "model"),
     ("model null", '{"inputs": [[1, 2, 3, 4, 5]], "model": null}', "invalid_model", "model"),
@@ -139,8 +140,8 @@ REFUSED = [  # (name, body, code, param)
      "parameters"),
     ("unknown parameter", f'{{"inputs": [[1, 2, 3, 4, 5]], "parameters": {{"{MARKER}": 1}}}}', "unknown_parameter",
      "parameters"),
-    ("flag not a boolean", '{"inputs": [[1, 2, 3, 4, 5]], "parameters": {"return_probabilities": 1}}', "invalid_parameters",
-     "parameters.return_probabilities"),
+    ("flag not a boolean", '{"inputs": [[1, 2, 3, 4, 5]], "parameters": {"return_probabilities": 1}}',
+     "invalid_parameters", "parameters.return_probabilities"),
 ]
 
 
@@ -247,6 +248,6 @@ def test_missing_values_are_filled_where_the_model_takes_them(several, model_fil
 
 def test_regressor_has_no_probabilities(several):
     with several.connect() as client:
-        body = json.dumps({"inputs": [[1, 2, 3]], "model": "price/2", "parameters": {"return_probabilities": True}}).encode()
-        check_refusal(client, body, "no_probabilities", "parameters.return_probabilities")
+        body = {"inputs": [[1, 2, 3]], "model": "price/2", "parameters": {"return_probabilities": True}}
+        check_refusal(client, json.dumps(body).encode(), "no_probabilities", "parameters.return_probabilities")
         assert client.ask(predict_request([[1, 2, 3]], model="price/2")).status == 200
