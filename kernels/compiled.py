@@ -45,9 +45,17 @@ def inner(function):
 def cfunc(signature):
     """Compile a C callback of this signature now; `.address` is its entry point. Cached on disk."""
     def compile_now(function):
-        config.CACHE_DIR = str(cache_dir(_package_dir(function)))
+        folder = cache_dir(_package_dir(function))
+        config.CACHE_DIR = str(folder)
         options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
-        return numba.cfunc(signature, cache=True, **options)(function)
+        try:
+            return numba.cfunc(signature, cache=True, **options)(function)
+        except numba.core.errors.NumbaError:
+            raise
+        except Exception:  # whatever unpickling makes of a damaged entry: a cache may be lost at any time
+            for entry in folder.rglob("*.nb?"):
+                entry.unlink(missing_ok=True)
+            return numba.cfunc(signature, cache=True, **options)(function)
     return compile_now
 
 

@@ -28,8 +28,8 @@ def fail(status: int, message: str) -> None:
 
 _found = importlib.util.find_spec("kernels")
 if _found is None or not any((Path(folder) / "gguf.py").exists() for folder in _found.submodule_search_locations or ()):
-    fail(WRONG_PACKAGE, f"the package 'kernels' at {_found and _found.origin} is another one of that name, not Testigo's:"
-                        " uninstall it (pip uninstall kernels) or run in an environment of its own")
+    fail(WRONG_PACKAGE, f"the package 'kernels' at {_found and _found.origin} is another one of that name, not"
+                        " Testigo's: uninstall it (pip uninstall kernels) or run in an environment of its own")
 
 import kernels  # noqa: E402
 from kernels import DEFAULT_MODEL, ModelError  # noqa: E402
@@ -157,20 +157,23 @@ def serve(options: argparse.Namespace) -> None:
     listener.prepare(log.message)
     gc.enable()
     gc.freeze()
+    if stop.is_set():
+        return
     with failing_to_listen(options):  # another process may have been faster since
         listener.start()
     application.ready = True
     address = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Testigo {kernels.__version__} serves {', '.join(served.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
-    log_hot_share = HotShare(log, application.metrics.hot_totals)
+    log_hot_share = HotShare(log, application.metrics.hot_totals, application.metrics.shared)
     while not stop.wait(1 - time.time() % 1):
         listener.tick()
         log_hot_share()
-    log_hot_share()
     application.ready = False
     log.message("stopping: waiting for requests in flight")
-    if not listener.drain(time.monotonic() + DRAIN_S):
+    all_done = listener.drain(time.monotonic() + DRAIN_S)
+    log_hot_share()
+    if not all_done:
         log.message("stopped with requests in flight")
         os._exit(0)  # the threads that hold them would keep the process
 

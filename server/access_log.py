@@ -9,6 +9,9 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 
+import numpy as np
+
+from server import layout
 from server.http1 import RequestHead
 
 
@@ -54,14 +57,33 @@ def _quoted(value) -> str:
 
 
 class HotShare:
-    """Logs, whenever it is called, what the hot path did since the last call. `totals`: requests, rows, and ns."""
+    """Logs, whenever it is called, what the hot path did since the last call: each request that has an id, and all
+    of them as one line. `totals`: requests, rows, and ns.
+    """
 
-    def __init__(self, log: AccessLog, totals: Callable[[], tuple[int, int, int]]):
-        self.log, self.totals, self.before = log, totals, totals()
+    def __init__(self, log: AccessLog, totals: Callable[[], tuple[int, int, int]], shared: layout.Shared | None):
+        self.log, self.totals, self.shared, self.before = log, totals, shared, totals()
+        self.lines_read = np.zeros(0 if shared is None else len(shared.counts), np.int64)
 
     def __call__(self) -> None:
+        if self.shared is not None:
+            self._log_requests(self.shared)
         after = self.totals()
         requests, rows, spent_ns = (new - old for new, old in zip(after, self.before))
         if requests:
             self.log.hot_share(requests, rows, spent_ns / requests / 1e6)
         self.before = after
+
+    def _log_requests(self, shared: layout.Shared) -> None:
+        written = shared.counts[:, layout.LOGGED].copy()
+        for thread in np.flatnonzero(written - self.lines_read):
+            first = max(self.lines_read[thread], written[thread] - layout.LOG_ROWS)
+            if first > self.lines_read[thread]:
+                self.log.message(f"{first - self.lines_read[thread]} requests with an id were too many to be logged")
+            for n in range(first, written[thread]):
+                line = shared.logged[thread * layout.LOG_ROWS + n % layout.LOG_ROWS]
+                self.log.write("request", {
+                    "client": "-", "method": "POST", "path": "/v1/predict", "status": 200,
+                    "ms": round(int(line["latency_ns"]) / 1e6, 3),
+                    "request_id": line["id"][:int(line["id_bytes"])].tobytes().decode("ascii")})
+        self.lines_read = written

@@ -24,7 +24,7 @@ from server import hotpath
 from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW, bytes_of, int64s_of
 from server.layout import (
     BODY, CONNECTION, CONNECTIONS, COUNTS, EVENTS, FLUSH_BYTES, FREE, HEAD, IDLE, IDLE_WORKERS, LINGERING, LOOP,
-    LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, WATCHED, WORK,
+    LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, TIMEOUTS, WATCHED, WORK,
 )
 from server.libc import (
     CLOCK_MONOTONIC, EAGAIN, EINTR, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EVENT_DATA, EVENT_INTS, MSG_DONTWAIT,
@@ -36,7 +36,8 @@ from server.libc import (
 GONE, PYTHON, LARGE, LATE = range(4)  # closed or back in its loop; a request for it; a larger buffer; an error 408
 
 SOLO_REQUESTS = 16  # a connection that was the only busy one for so many requests moves to a worker
-SWEEP_NS = 10_000_000_000  # deadlines of silent connections are looked at this often
+SWEEP_NS = 10_000_000_000  # deadlines are looked at this often, or when the next one is due
+NEVER_NS = 1 << 62
 DRAIN_LOOK_MS = 50
 ACCEPTS_A_TURN = 64
 
@@ -86,12 +87,17 @@ def close_connection(shared, fd):
 
 @inner
 def watch(shared, work, fd):
-    """Let its event loop wait for this descriptor → 0, or -1 when the system has no room for that."""
+    """Let a connection's event loop wait for it, as its holder from now on; close it where the system has no room."""
+    connection = connections_of(shared.connections)[fd]
+    loop, deadline_ns = loops_of(shared.loops)[connection.loop], connection.deadline_ns
     interest = work.interest
     interest[0] = EPOLLIN
     interest[EVENT_DATA], interest[EVENT_DATA + 1] = fd, 0
-    loop = connections_of(shared.connections)[fd].loop
-    return epoll_ctl(loops_of(shared.loops)[loop].epoll, EPOLL_CTL_ADD, fd, interest.ctypes.data)
+    if epoll_ctl(loop.epoll, EPOLL_CTL_ADD, fd, interest.ctypes.data) < 0:
+        close_connection(shared, fd)
+    elif deadline_ns < loop.sweep_ns:  # it sleeps for longer than this connection may be silent
+        work.clock[0] = 1
+        write(loop.wake, work.clock.ctypes.data, 8)
 
 
 @inner
@@ -218,6 +224,8 @@ def serve_ready(shared, work, fd):
     elif not keep_alive:
         linger(shared, work, fd)
     else:
+        if at > 0:
+            connection.phase = IDLE  # what is left belongs to another request, with a deadline of its own
         enter_phase(shared, work, connection,
                     HEAD if outcome == INCOMPLETE_HEAD else BODY if outcome == INCOMPLETE_BODY else IDLE)
         if keep(shared, work, fd, at, n):
@@ -260,22 +268,12 @@ def accept_ready(shared, work):
         connection.loop, connection.state = loop, WATCHED
         connection.phase, connection.deadline_ns = IDLE, 0
         enter_phase(shared, work, connection, IDLE)
-        was_alone = atomic_add(gauges, LOOP_LOADS + loop, 1) == 0
+        atomic_add(gauges, LOOP_LOADS + loop, 1)
         if atomic_add(gauges, CONNECTIONS, 1) >= shared.max_connections:
             send_refusal(shared, work, fd, OVERLOADED)
             atomic_add(gauges, REFUSED, 1)
             linger(shared, work, fd)
-        if watch(shared, work, fd) < 0:
-            close_connection(shared, fd)
-        elif was_alone:
-            wake(work, loops[loop].wake)
-
-
-@inner
-def wake(work, eventfd):
-    """Make a loop that waits without a limit look at its deadlines again."""
-    work.clock[0] = 1
-    write(eventfd, work.clock.ctypes.data, 8)
+        watch(shared, work, fd)
 
 
 @inner
@@ -293,6 +291,7 @@ def sweep(shared, work, loop, now):
         elif connection.state == LINGERING or idle:
             close_connection(shared, fd)
         else:
+            atomic_add(int64s_of(shared.gauges), TIMEOUTS, 1)
             send_refusal(shared, work, fd, TIMED_OUT)
             linger(shared, work, fd)
     return next_ns
@@ -300,15 +299,16 @@ def sweep(shared, work, loop, now):
 
 def run_loop(shared, work, loop):
     """Serve connections until the server drains and none is left."""
-    epoll, wake_fd = loops_of(shared.loops)[loop].epoll, loops_of(shared.loops)[loop].wake
+    this = loops_of(shared.loops)[loop]
     gauges, counts, events = int64s_of(shared.gauges), int64s_of(shared.counts), int32s_of(work.events)
     last_fd, streak, sweep_ns, stopped = -1, 0, 0, False
     while True:
         now = now_ns(CLOCK_MONOTONIC, work.clock)
         if shared.draining and not stopped:
-            epoll_ctl(epoll, EPOLL_CTL_DEL, shared.listener, 0)
+            epoll_ctl(this.epoll, EPOLL_CTL_DEL, shared.listener, 0)
             stopped, sweep_ns = True, 0
         if now >= sweep_ns:
+            this.sweep_ns = NEVER_NS  # who gives a connection back meanwhile, and unseen, wakes us
             sweep_ns = sweep(shared, work, loop, now)
         wait_ms = -1
         if gauges[LOOP_LOADS + loop] > 0:
@@ -317,12 +317,13 @@ def run_loop(shared, work, loop):
             if gauges[LOOP_LOADS + loop] == 0:
                 return 0
             wait_ms, sweep_ns = min(wait_ms, DRAIN_LOOK_MS), 0
-        n = epoll_wait(epoll, events.ctypes.data, MAX_EVENTS, wait_ms)
+        this.sweep_ns = sweep_ns if wait_ms >= 0 else NEVER_NS
+        n = epoll_wait(this.epoll, events.ctypes.data, MAX_EVENTS, wait_ms)
         for i in range(n):
             fd = events[i * EVENT_INTS + EVENT_DATA]
             if fd == shared.listener:
                 accept_ready(shared, work)
-            elif fd == wake_fd:
+            elif fd == this.wake:
                 sweep_ns = 0
             else:
                 counts[work.thread * COUNTS + EVENTS] += 1
@@ -376,8 +377,7 @@ def give_back(shared, work, fd, n):
         close_connection(shared, fd)
         return
     connection.state = WATCHED
-    if watch(shared, work, fd) < 0:
-        close_connection(shared, fd)
+    watch(shared, work, fd)
 
 
 def serve_owned(shared, work, fd, n, loop_bytes):
@@ -402,6 +402,7 @@ def serve_owned(shared, work, fd, n, loop_bytes):
             close_connection(shared, fd)
             return GONE
         if outcome == SLOW:
+            connection.phase = IDLE  # Python has deadlines of its own
             return PYTHON
         if not keep_alive:
             leave(shared, work, fd)
@@ -414,6 +415,8 @@ def serve_owned(shared, work, fd, n, loop_bytes):
                 return GONE
             connection.phase = IDLE
         else:
+            if at > 0:
+                connection.phase = IDLE  # as in serve_ready
             enter_phase(shared, work, connection, HEAD if outcome == INCOMPLETE_HEAD else BODY)
         r = -1
         while r < 0:
@@ -437,8 +440,7 @@ def serve_owned(shared, work, fd, n, loop_bytes):
 def leave(shared, work, fd):
     """Close a held connection after its last answer, with the event loop to wait for the client's own close."""
     linger(shared, work, fd)
-    if watch(shared, work, fd) < 0:
-        close_connection(shared, fd)
+    watch(shared, work, fd)
     return 0
 
 

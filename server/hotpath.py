@@ -14,7 +14,8 @@ from kernels.compiled import cfunc, inner
 from server.doubles import format_double, format_int, parse_double
 from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
 from server.layout import (
-    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, LATENCY_NS, MAX_LINES, MODEL, REQUESTS, SHARED, SPAN, WORK,
+    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, LATENCY_NS, LOG_LINE, LOG_ROWS, LOGGED, MAX_LINES,
+    MAX_REQUEST_ID_BYTES, MODEL, REQUESTS, SHARED, SPAN, WORK,
 )
 from server.libc import CLOCK_MONOTONIC, caller_of, memmove, now_ns, view_of
 
@@ -32,11 +33,11 @@ RETURN_PROBABILITIES, TRUE, FALSE, NULL = _text("return_probabilities"), _text("
 JSON_TYPE, BEARER, CLOSE, KEEP_ALIVE = _text("application/json"), _text("bearer "), _text("close"), _text("keep-alive")
 CHARSET = _text("charset=utf-8")
 
-# The header fields that mean something here; a second line of any of them is a matter for Python. The first six
-# are read, the next four make a request one for Python, the rest may only not be repeated (`http1.SINGLETONS`).
-FIELDS = ["host", "content-length", "content-type", "connection", "authorization", "origin",
-          "transfer-encoding", "expect", "x-request-id", "content-encoding"]
-HOST, CONTENT_LENGTH, CONTENT_TYPE, CONNECTION, AUTHORIZATION, ORIGIN, *_ = range(len(FIELDS))
+# The header fields that mean something here; a second line of any of them is a matter for Python. The first
+# seven are read, the next three make a request one for Python, the rest may only not be repeated (`http1.SINGLETONS`).
+FIELDS = ["host", "content-length", "content-type", "connection", "authorization", "origin", "x-request-id",
+          "transfer-encoding", "expect", "content-encoding"]
+HOST, CONTENT_LENGTH, CONTENT_TYPE, CONNECTION, AUTHORIZATION, ORIGIN, X_REQUEST_ID, *_ = range(len(FIELDS))
 FIRST_REPEATABLE = len(FIELDS)
 FIELDS += sorted(set(SINGLETONS) - set(FIELDS))
 FIELD_NAMES = _text("".join(FIELDS))
@@ -45,13 +46,14 @@ FIELD_ENDS = np.cumsum([len(name) for name in FIELDS])
 RESPONSE_START = _text("HTTP/1.1 200 OK\r\nServer: testigo\r\nDate: ")
 RESPONSE_CLOSE = _text("\r\nConnection: close")
 RESPONSE_LENGTH = _text("\r\nContent-Type: application/json\r\nContent-Length: ")
+RESPONSE_ID = _text("\r\nX-Request-Id: ")
 RESPONSE_BODY = _text("\r\n\r\n")
 PREDICTIONS, PROBABILITIES = _text('{"predictions": ['), _text('], "probabilities": [')
 TAB, LF, CR, SPACE, QUOTE, COMMA, COLON, SEMICOLON, BACKSLASH = (np.uint8(ord(c)) for c in "\t\n\r \",:;\\")
 OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = (np.uint8(ord(c)) for c in "[]{}")
 
 bytes_of, int64s_of, doubles_of = view_of(np.uint8), view_of(np.int64), view_of(np.float64)
-spans_of, models_of = view_of(SPAN), view_of(MODEL)
+spans_of, models_of, logged_of = view_of(SPAN), view_of(MODEL), view_of(LOG_LINE)
 call_predict = caller_of(types.int32, *[types.intp] * 6)  # kernels.tabular.NativeModel
 
 
@@ -214,6 +216,19 @@ def find_field(buf, at, end):
 
 
 @inner
+def note_request_id(work, at, end):
+    """Remember where the X-Request-Id is → whether it is short and plain, so that it can be echoed and logged here."""
+    buf = bytes_of(work.received)
+    if at == end or end - at > MAX_REQUEST_ID_BYTES:
+        return False
+    for i in range(at, end):
+        if buf[i] <= SPACE or buf[i] > 126:
+            return False
+    work.request_id.at, work.request_id.length = at, end - at
+    return True
+
+
+@inner
 def read_head(shared, work, at, end):
     """The head at received[at:end] → (outcome, start of the body, its length, keep-alive).
 
@@ -225,6 +240,7 @@ def read_head(shared, work, at, end):
         return SLOW, body, 0, True
     if state != DONE:
         return INCOMPLETE_HEAD, body, 0, True
+    work.request_id.length = 0
     length, keep_alive, hot, authorized, seen = 0, True, True, shared.keys.length == 0, 0
     for i in range(n_lines - 1):
         name_at, line_end = lines[i], lines[i + 1] - 2
@@ -253,11 +269,13 @@ def read_head(shared, work, at, end):
             authorized |= is_authorized(shared, buf, value_at, value_end)
         elif field == ORIGIN:
             hot &= not shared.origin_matters
+        elif field == X_REQUEST_ID:
+            hot &= note_request_id(work, value_at, value_end)
         elif field < FIRST_REPEATABLE:  # the body may not be where and what it seems
             return SLOW, body, 0, True
     hot &= seen >> HOST & 1 and authorized and length > 0 and not shared.draining
     hot &= lines[0] - at == REQUEST_LINE.size and equals(buf, at, lines[0], REQUEST_LINE)
-    if body + length > end:
+    if body + length > end and (hot or body + length - at <= buf.size):
         return INCOMPLETE_BODY, body, length, keep_alive
     return ANSWERED if hot else SLOW, body, length, keep_alive
 
@@ -470,13 +488,15 @@ def write_probabilities(out, at, probabilities, n_rows, n_classes):
 
 
 @inner
-def write_head(shared, out, at, body_bytes, keep_alive):
+def write_head(shared, work, out, at, body_bytes, keep_alive):
     at = put(out, at, RESPONSE_START)
     at = put_date(shared, out, at)
     if not keep_alive:
         at = put(out, at, RESPONSE_CLOSE)
     at = put(out, at, RESPONSE_LENGTH)
     at = format_int(body_bytes, out, at)
+    if work.request_id.length:
+        at = put_span(out, put(out, at, RESPONSE_ID), bytes_of(work.received), work.request_id)
     at = put_span(out, at, bytes_of(shared.text), shared.cors_lines)
     return put(out, at, RESPONSE_BODY)
 
@@ -492,6 +512,21 @@ def count(shared, work, model, n_rows, latency_ns):
         bucket += 1
     counts[first + BUCKETS + bucket] += 1
     predictions[work.thread * shared.models.length + model] += n_rows
+    if work.request_id.length:
+        log_request(shared, work, n_rows, latency_ns)
+
+
+@inner
+def log_request(shared, work, n_rows, latency_ns):
+    """Leave a request with an id for the access log, which reads a thread's rows once a second (`access_log`)."""
+    counts = int64s_of(shared.counts)
+    n = counts[work.thread * COUNTS + LOGGED]
+    line = logged_of(shared.logged)[work.thread * LOG_ROWS + n % LOG_ROWS]
+    line.rows, line.latency_ns, line.id_bytes = n_rows, latency_ns, work.request_id.length
+    buf, copy = bytes_of(work.received), line.id
+    for i in range(work.request_id.length):
+        copy[i] = buf[work.request_id.at + i]
+    counts[work.thread * COUNTS + LOGGED] = n + 1
 
 
 def answer(shared, work, at, end, out_at):
@@ -524,6 +559,8 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
     model, out = models_of(shared.models)[m], bytes_of(work.response)
     # The head's size depends on the number of digits of the body's length: three is the usual, others move the body.
     guess = out_at + HEAD_BYTES + shared.cors_lines.length + (0 if keep_alive else RESPONSE_CLOSE.size) + 3
+    if work.request_id.length:
+        guess += RESPONSE_ID.size + work.request_id.length
     o = write_predictions(shared, model, out, put(out, guess, PREDICTIONS), doubles_of(work.predictions), n_rows)
     if wanted:
         o = write_probabilities(out, put(out, o, PROBABILITIES), doubles_of(work.probabilities), n_rows,
@@ -539,7 +576,7 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
     body_at = guess + digits - 3
     if body_at != guess:
         memmove(work.response.at + body_at, work.response.at + guess, body_bytes)
-    write_head(shared, out, out_at, body_bytes, keep_alive)
+    write_head(shared, work, out, out_at, body_bytes, keep_alive)
     count(shared, work, m, n_rows, latency_ns)
     return body_at + body_bytes
 

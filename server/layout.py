@@ -6,6 +6,7 @@ while native threads run, but for `draining`, which goes from 0 to 1 once, and `
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,8 @@ CONNECTION = np.dtype([
 
 IDLE, HEAD, BODY = range(3)  # phases
 
-LOOP = np.dtype([("epoll", np.int32), ("wake", np.int32)])  # wake: eventfd that makes the loop look around
+LOOP = np.dtype([("epoll", np.int32), ("wake", np.int32),  # wake: eventfd that makes the loop look around
+                 ("sweep_ns", np.int64)])  # when it will look at the deadlines of its connections
 
 MODEL = np.dtype([
     ("name", SPAN), ("tail", SPAN),  # tail: the response's text between the predictions and the latency
@@ -40,8 +42,14 @@ MODEL = np.dtype([
 REFUSAL = np.dtype([("text", SPAN), ("date_at", np.int64)])
 OVERLOADED, TIMED_OUT = range(2)  # rows of `refusals`
 
+# A request with an X-Request-Id, for the access log. Each native thread has LOG_ROWS of them, used in turn.
+MAX_REQUEST_ID_BYTES = 128
+LOG_ROWS = 256
+LOG_LINE = np.dtype([("rows", np.int64), ("latency_ns", np.int64), ("id_bytes", np.int64),
+                     ("id", np.uint8, (MAX_REQUEST_ID_BYTES,))])
+
 # Columns of `counts`, one row a native thread.
-REQUESTS, LATENCY_NS, EVENTS, BUCKETS = 0, 1, 2, 3
+REQUESTS, LATENCY_NS, EVENTS, LOGGED, BUCKETS = range(5)  # LOGGED: lines written to `logged`
 BUCKET_BOUNDS_NS = np.array([
     5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000, 500_000_000,
@@ -50,7 +58,7 @@ COUNTS = 32  # columns: BUCKETS + 20 bounds + the one without a bound, rounded u
 assert BUCKETS + len(BUCKET_BOUNDS_NS) + 1 <= COUNTS
 
 # Places in `gauges`; each event loop's number of connections follows.
-CONNECTIONS, IDLE_WORKERS, REFUSED, LOOP_LOADS = range(4)
+CONNECTIONS, IDLE_WORKERS, REFUSED, TIMEOUTS, LOOP_LOADS = range(5)
 
 
 # What all native threads share. The spans stand for numpy arrays of `Shared`, named alike.
@@ -71,7 +79,7 @@ SHARED = np.dtype([
     ("cors_lines", SPAN),  # in text: header lines of every answer, each after a CRLF
     ("connections", SPAN), ("loops", SPAN), ("gauges", SPAN), ("counts", SPAN), ("predictions", SPAN),
     ("models", SPAN), ("labels", SPAN), ("hosts", SPAN), ("keys", SPAN),
-    ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN), ("dates", SPAN),
+    ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN), ("dates", SPAN), ("logged", SPAN),
 ])
 
 # One thread's own: buffers, sized so that a request that fits `received` fits all the others; and small things.
@@ -81,7 +89,8 @@ WORK = np.dtype([
     ("predictions", SPAN), ("probabilities", SPAN), ("scratch", SPAN),  # float64; the last is the kernel's own
     ("lines", SPAN),  # int64: where the head's field lines start
     ("events", SPAN),  # int32: struct epoll_event
-    ("thread", np.int64),  # row of `counts` and `predictions`
+    ("thread", np.int64),  # row of `counts` and `predictions`, and which LOG_ROWS of `logged`
+    ("request_id", SPAN),  # in received; of length 0 where the request has none
     ("clock", np.int64, (2,)),  # struct timespec
     ("interest", np.int32, (4,)),  # one struct epoll_event
     ("result", np.int64, (4,)),  # what a native function gives beside its return value
@@ -91,7 +100,7 @@ WORK = np.dtype([
 class Packed:
     """A record of a dtype above whose spans point to arrays that live as long as this object."""
 
-    def __init__(self, dtype: np.dtype, arrays: dict[str, np.ndarray], values: dict[str, int]):
+    def __init__(self, dtype: np.dtype, arrays: dict[str, np.ndarray], values: dict[str, Any]):
         self.record = np.zeros(1, dtype)
         self.address = self.record.ctypes.data
         for name, array in arrays.items():
@@ -116,6 +125,7 @@ class Shared(Packed):
     refusals: np.ndarray  # (2,) REFUSAL
     transitions: np.ndarray  # (n_states, 256) uint8: `http1.TRANSITIONS`
     dates: np.ndarray  # (2, DATE_BYTES) uint8: values of the Date header
+    logged: np.ndarray  # (n_threads * LOG_ROWS,) LOG_LINE
 
     def set_date(self, value: str) -> None:
         """Make `value` the date of answers: written beside the one in use, which whoever copies it now keeps."""

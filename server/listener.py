@@ -4,6 +4,7 @@ The rule to keep: what holds for a connection here (limits, deadlines, draining)
 """
 
 import collections
+import resource
 import socket
 import struct
 import threading
@@ -17,6 +18,7 @@ from server.connection import LINGER_S, SEND_S, WAIT_S, Connection, Limits, http
 from server.errors import OVERLOADED, refusal
 
 BACKLOG = 4096
+SPARE_DESCRIPTORS = 1024  # beyond the connections: files, pipes, refused clients that are still being told
 
 
 class Listener(ThreadingHTTPServer):
@@ -36,6 +38,7 @@ class Listener(ThreadingHTTPServer):
         application.metrics.connections = lambda: (self._open, self._refused)
         super().__init__((host, port), Connection, bind_and_activate=False)
         self.server_bind()
+        raise_descriptor_limit(limits.max_connections + SPARE_DESCRIPTORS)
 
     def server_bind(self) -> None:
         """Bind without the reverse DNS look-up of HTTPServer; accepted sockets inherit the options set here."""
@@ -98,6 +101,14 @@ class Listener(ThreadingHTTPServer):
         while self._open and time.monotonic() < deadline:
             time.sleep(0.02)
         return self._open == 0
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    """Allow this process `wanted` open descriptors, or as many as the system lets it have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def _timeval(seconds: float) -> bytes:

@@ -85,6 +85,7 @@ class Metrics:
             slow_rows = dict(self._rows)
         if self.shared is not None:
             requests.add_metric((PREDICT, "200", "hot"), hot)
+            requests.add_metric(("malformed", "408", "hot"), int(self.shared.gauges[layout.TIMEOUTS]))
             buckets += self.shared.counts.sum(0)[layout.BUCKETS:layout.BUCKETS + len(buckets)]
             seconds += hot_ns / 1e9
         for i, name in enumerate(self.model_names):
@@ -102,6 +103,7 @@ class Metrics:
         with self._process.oneshot():  # the names are those of Prometheus's own clients
             cpu = self._process.cpu_times()
             yield CounterMetricFamily("process_cpu_seconds", "User and system time.", cpu.user + cpu.system)
-            yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory.", self._process.memory_info().rss)
+            yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory.",
+                                    self._process.memory_info().rss)
             yield GaugeMetricFamily("process_open_fds", "Open descriptors.", self._process.num_fds())
             yield GaugeMetricFamily("process_start_time_seconds", "Since 1970.", self._process.create_time())

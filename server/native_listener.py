@@ -6,7 +6,6 @@ hold the cores waits for them; and whoever takes the last idle worker's place st
 
 import json
 import os
-import resource
 import select
 import socket
 import threading
@@ -20,11 +19,10 @@ from server.application import Application
 from server.connection import LINGER_S, SEND_S, Connection, Gone, Limits, http_date
 from server.event_loop import GONE, LARGE, LATE, Native
 from server.http1 import TRANSITIONS
-from server.listener import Listener
+from server.listener import SPARE_DESCRIPTORS, Listener
 
 LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
-FIRST_WORKERS, MOST_WORKERS = 8, 256
-SPARE_DESCRIPTORS = 1024  # beyond the connections: files, pipes, refused clients that are still being told
+FIRST_WORKERS, SPARE_WORKERS = 8, 16
 DATE_PLACE = "x" * layout.DATE_BYTES  # native code writes the Date here
 
 
@@ -35,7 +33,7 @@ class NativeListener(Listener):
         super().__init__(host, port, application, limits)
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._workers = 0
+        self._free_rows = list(range(limits.max_connections))  # at worst every connection needs a worker
         self._queue = os.pipe()
 
     def prepare(self, progress: Callable[[str], None]) -> None:
@@ -43,7 +41,7 @@ class NativeListener(Listener):
         warm.compile_ahead([model.path for model in self.application.models.by_name.values()], progress)
         self.native = Native()
         n_loops = len(os.sched_getaffinity(0))
-        self._build_shared(n_loops, _raise_descriptor_limit(self.limits.max_connections + SPARE_DESCRIPTORS))
+        self._build_shared(n_loops, self.limits.max_connections + SPARE_DESCRIPTORS)
 
     def _build_shared(self, n_loops: int, n_descriptors: int) -> None:
         app, limits, text = self.application, self.limits, layout.Text()
@@ -67,7 +65,7 @@ class NativeListener(Listener):
             response = errors.refusal(error, DATE_PLACE)
             refusals[i] = (text.add(response), response.index(DATE_PLACE.encode()))
         cors_lines = text.add("".join(f"\r\n{name}: {value}" for name, value in app.cors_headers_for(None)).encode())
-        n_threads = n_loops + MOST_WORKERS
+        n_threads = n_loops + len(self._free_rows)
         self.shared = layout.Shared(layout.SHARED, {
             "connections": np.zeros(n_descriptors, layout.CONNECTION), "loops": self._make_loops(n_loops),
             "gauges": np.zeros(layout.LOOP_LOADS + n_loops, np.int64),
@@ -77,6 +75,7 @@ class NativeListener(Listener):
             "hosts": text.spans([host.encode() for host in sorted(app.allowed_hosts or ())]),
             "keys": text.spans(app.keys), "refusals": refusals, "transitions": TRANSITIONS, "text": text.array(),
             "dates": np.zeros((2, layout.DATE_BYTES), np.uint8),
+            "logged": np.zeros(n_threads * layout.LOG_ROWS, layout.LOG_LINE),
         }, {
             "listener": self.fileno(), "queue_out": self._queue[0], "queue_in": self._queue[1],
             "any_host": app.allowed_hosts is None, "origin_matters": app.cors_origin not in (None, "*"),
@@ -123,7 +122,7 @@ class NativeListener(Listener):
         for thread in self._threads[:len(self.shared.loops)]:
             thread.join(max(0.0, deadline - time.monotonic()))
         os.close(self._queue[1])  # no event loop hands anything over any more: idle workers see the end and return
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(max(0.1, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
@@ -143,23 +142,26 @@ class NativeListener(Listener):
 
     def _start_worker(self) -> None:
         with self._lock:
-            if self._workers == MOST_WORKERS:
-                return
-            thread = len(self.shared.loops) + self._workers
-            self._workers += 1
-        self._start(f"worker-{thread}", self._worker, thread)
+            if self._free_rows:
+                row = self._free_rows.pop(0)
+                self._start(f"worker-{row}", self._worker, row)
 
-    def _worker(self, thread: int) -> None:
-        work = self._work(thread)
-        while True:
+    def _worker(self, row: int) -> None:
+        """Serve what the event loops hand over, until there are enough others who wait for that."""
+        work = self._work(len(self.shared.loops) + row)
+        gauges = self.shared.gauges
+        while gauges[layout.IDLE_WORKERS] < SPARE_WORKERS:
             fd = self.native.take(self.shared.address, work.address)
             if fd < 0:
                 return
-            if self.shared.gauges[layout.IDLE_WORKERS] <= 0:
+            if gauges[layout.IDLE_WORKERS] <= 0:
                 self._start_worker()
-            self._serve(fd, work, thread)
+            self._serve(fd, work)
+        with self._lock:
+            self._free_rows.insert(0, row)
+            self._threads.remove(threading.current_thread())
 
-    def _serve(self, fd: int, work: layout.Work, thread: int) -> None:
+    def _serve(self, fd: int, work: layout.Work) -> None:
         """Serve one connection until it is closed or back in its event loop."""
         native, shared = self.native, self.shared.address
         n = native.begin(shared, work.address, fd)
@@ -170,7 +172,7 @@ class NativeListener(Listener):
                 return
             n, needed = int(work.result[0]), int(work.result[1])
             if outcome == LARGE:
-                larger = self._work(thread, needed)
+                larger = self._work(int(work.record[0]["thread"]), needed)
                 larger.received[:n] = work.received[:n]
                 work = larger
                 continue
@@ -203,11 +205,3 @@ class HeldConnection(Connection):
         n = len(self.received)
         buffer[:n] = np.frombuffer(self.received, np.uint8)
         return n
-
-
-def _raise_descriptor_limit(wanted: int) -> int:
-    """Allow `wanted` descriptors where the system lets us → how many there may be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    return min(allowed, wanted)

@@ -29,8 +29,11 @@ def compile_ahead(paths: Sequence[Path], progress: Callable[[str], None]) -> Non
     start = time.monotonic()
     environment = os.environ | {"TESTIGO_CACHE_DIR": str(folder.parent)}
     steps = [("requests", [REQUESTS]), ("event loops and models", [REST, *map(str, paths)])]
-    children = [subprocess.Popen([sys.executable, "-c", *arguments], env=environment, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _, arguments in steps]
+    try:
+        children = [subprocess.Popen([sys.executable, "-c", *arguments], env=environment, stdin=subprocess.DEVNULL,
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _, arguments in steps]
+    except OSError:
+        return
     for (step, _), child in reversed(list(zip(steps, children))):
         child.wait()
         progress(f"compiled {step} after {time.monotonic() - start:.1f} s")

@@ -1,17 +1,19 @@
-"""`python -m tests.fuzz`: mutated requests against the hot path, and the box in which tests run both paths side by side.
+"""`python -m tests.fuzz`: mutated requests against the hot path, and a box in which it runs beside Python's.
 
-The rule to keep: what runs here is the compiled function that the event loops call, on buffers laid out by the
-server's own code; only the sockets are missing, and a share of the requests goes over real ones too.
+The rule to keep: what runs here is the compiled function that the event loops call, on buffers laid out by
+the server's own code; only the sockets are missing, and a share of the requests goes over real ones too.
 
-Each request is given whole, and then every prefix of it, as an event loop that receives it in pieces would see it.
-A finding is: an index out of bounds (NUMBA_BOUNDSCHECK=1), an outcome that depends on bytes past the end of the
-request, an answer to half a request, one that differs from the whole request's, a byte changed that is not the
-hot path's to change, a request that is not counted, and a response other than the Python path's.
+Each request is given whole, and then every prefix of it, as an event loop that receives it in pieces would
+see it. A finding is: an index out of bounds (NUMBA_BOUNDSCHECK=1), an outcome that depends on bytes past the
+end of the request, an answer to half a request, one that differs from the whole request's, a byte changed
+that is not the hot path's to change, a request that is not counted, and a response other than the Python
+path's.
 """
 
 import argparse
 import ctypes
 import importlib.util
+import itertools
 import json
 import random
 import re
@@ -43,6 +45,7 @@ from server.native_listener import LOOP_BYTES, NativeListener
 from tests import serving
 
 CLIENT = ("127.0.0.1", 1)
+ANSWER_TYPE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)  # `hotpath.answer`
 GUARD_BYTES, GUARD = 4096, 0xA5  # around every buffer that the hot path writes
 GUARDED = ("received", "response", "rows", "predictions", "probabilities", "scratch", "lines")
 VARYING = re.compile(rb'(?:(?<=\r\nDate: )[^\r]{29}|(?<=\r\nContent-Length: )\d+|(?<="latency_ms": )[^}]+)')
@@ -51,7 +54,7 @@ VARYING = re.compile(rb'(?:(?<=\r\nDate: )[^\r]{29}|(?<=\r\nContent-Length: )\d+
 # --- both paths in a box ------------------------------------------------------------------------
 
 class Wire:
-    """The server's end of a connection whose client has sent `data` and no more; `sent` has one item a response."""
+    """The server's end of a connection whose client sends `data` and no more; `sent`: an item a response."""
 
     def __init__(self, data: bytes = b""):
         self.unread, self.sent = data, []
@@ -100,7 +103,7 @@ class Answer(NamedTuple):
 class Paths:
     """The hot path and the Python path of one server without its sockets and threads.
 
-    The Python path computes with numpy, as --no-native does, so equal answers are equal bits of two implementations.
+    The Python path computes with numpy, as --no-native does: equal answers mean equal bits of two kernels.
     """
 
     def __init__(self, files: Sequence[Path] = (), received_bytes: int = LOOP_BYTES, **options):
@@ -115,7 +118,7 @@ class Paths:
         self.listener.tick()
         self.shared = self.listener.shared
         self.fit(received_bytes)
-        self._answer = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)(self.listener.native.answer_address)
+        self._answer = ANSWER_TYPE(self.listener.native.answer_address)
         self._python = SimpleNamespace(application=application(native=False), limits=Limits(), draining=False)
 
     def __enter__(self) -> "Paths":
@@ -144,7 +147,7 @@ class Paths:
         return wire.sent
 
     def mixed(self, data: bytes) -> tuple[list[bytes], int]:
-        """The responses of both as the event loop and its workers take turns, and how many of them are the hot path's."""
+        """The responses as event loop and workers take turns, and how many are the hot path's."""
         sent, n_hot = [], 0
         while data:
             answer = self.hot(data)
@@ -180,7 +183,7 @@ def guard(work: layout.Work) -> list[np.ndarray]:
 
 
 def comparable(response: bytes) -> bytes:
-    """A response without what may differ between two answers: the date, the latency, and the length, which is checked."""
+    """A response without what may differ in two answers: date, latency, and the length, which is checked."""
     head, _, body = response.partition(b"\r\n\r\n")
     if body:
         length = re.search(rb"\r\nContent-Length: (\d+)", head)
@@ -190,21 +193,28 @@ def comparable(response: bytes) -> bytes:
 
 
 def example_models(folder: Path) -> list[Path]:
-    """Model files of every kind, small: two class labels, ten integer ones, missing values, a regression. Needs gguf."""
+    """Small model files: string labels, integer labels, missing values, regressions. Needs gguf.
+
+    What "echo" predicts for a number is that number.
+    """
     from kernels.export import save_dense
     rng = np.random.default_rng(0)
 
     def layers(*widths: int) -> list:
-        return [(rng.normal(size=(n_out, n_in)), rng.normal(size=n_out)) for n_in, n_out in zip(widths, widths[1:])]
-    save_dense(folder / "labels.gguf", layers(3, 1), ["logistic"], name="labels", version="1.0.0", task="classification",
-               classes=["no", 'a "quoted" ü'], tensor_type="f32")
+        return [(rng.normal(size=(n_out, n_in)), rng.normal(size=n_out))
+                for n_in, n_out in itertools.pairwise(widths)]
+    save_dense(folder / "labels.gguf", layers(3, 1), ["logistic"], name="labels", version="1.0.0",
+               task="classification", classes=["no", 'a "quoted" ü'], tensor_type="f32")
     save_dense(folder / "digits.gguf", layers(4, 8, 10), ["tanh", "softmax"], name="digits", version="2",
                task="classification", classes=list(range(-5, 5)), tensor_type="q8_0")
-    save_dense(folder / "missing.gguf", layers(2, 1), ["logistic"], name="missing", version="0.1", task="classification",
-               classes=["x", "y"], fill_values=[0.5, -2.0], input_offset=[1.0, 2.0], input_scale=[0.1, 3.0])
-    save_dense(folder / "regression.gguf", layers(5, 16, 4, 1), ["relu", "logistic", "identity"], name="regression",
-               version="3", task="regression", tensor_type="q4_0")
-    return [folder / f"{name}.gguf" for name in ("labels", "digits", "missing", "regression")]
+    save_dense(folder / "missing.gguf", layers(2, 1), ["logistic"], name="missing", version="0.1",
+               task="classification", classes=["x", "y"], fill_values=[0.5, -2.0],
+               input_offset=[1.0, 2.0], input_scale=[0.1, 3.0])
+    save_dense(folder / "regression.gguf", layers(5, 16, 4, 1), ["relu", "logistic", "identity"],
+               name="regression", version="3", task="regression", tensor_type="q4_0")
+    save_dense(folder / "echo.gguf", [([[1.0]], [0.0])], ["identity"], name="echo", version="1",
+               task="regression", tensor_type="f32")
+    return [folder / f"{name}.gguf" for name in ("labels", "digits", "missing", "regression", "echo")]
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -221,9 +231,11 @@ def predict_request(body: bytes = ROW, *fields: bytes, host: bytes = b"localhost
 HOT_BODIES = [
     ROW, b'{"inputs":[[1,2,3,4,5],[-1e-3,-0.0,12345.678e2,5e-324,1.7976931348623157e300]]}',
     b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]], "parameters": {"return_probabilities": true}}',
-    b' {\t"parameters" :\r\n{ "return_probabilities" : false } , "model" : "fraud-detector" , "inputs" : [ [ 1 , 0 ,' b' -0 , 1E5 , 1.5e+3 ] ] } ',
+    b' {\t"parameters" :\r\n{ "return_probabilities" : false } , "model" : "fraud-detector" , "inputs"'
+    b' : [ [ 1 , 0 , -0 , 1E5 , 1.5e+3 ] ] } ',
     b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]], "parameters": {}}',
-    b'{"inputs": [' + b", ".join([b"[3.141592653589793,2.718281828459045,-1e-17,123456789012345678,0.1]"] * 20) + b"]}",
+    b'{"inputs": [' + b", ".join([b"[3.141592653589793,-2.71828182845904,1e-17,123456789012345678,0.1]"] * 20)
+    + b"]}",
 ]
 HOT_REQUESTS = [predict_request(body) for body in HOT_BODIES] + [
     predict_request(ROW, b"Content-Type: application/json"),
@@ -232,25 +244,29 @@ HOT_REQUESTS = [predict_request(body) for body in HOT_BODIES] + [
     predict_request(ROW, b"Connection: close", host=b"127.0.0.1"),
     predict_request(ROW, b"Accept: */*", b"User-Agent: curl/8.5.0", b"X-Custom: \xff", b"Accept: text/html"),
     predict_request(ROW, b"Origin: http://example.com", b"Authorization: Bearer whatever", host=b"LOCALHOST"),
+    predict_request(ROW, b"X-Request-Id: 01HQ-7", b"Connection: close"),
 ]
 OTHER_REQUESTS = [
     b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HEAD /health HTTP/1.0\r\n\r\n",
     b"GET /nothing?x=1 HTTP/1.1\r\nHost: [::1]:80\r\nX-Request-Id: abc\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    b"POST http://localhost/v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(ROW) + ROW,
-    b"POST /v1/predict HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(ROW) + ROW,
-    b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(ROW) + ROW + b"\r\n0\r\n\r\n",
+    predict_request().replace(b" /v1", b" http://localhost/v1", 1),
+    predict_request(ROW, b"Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"%x\r\n%b\r\n0\r\n\r\n" % (len(ROW), ROW),
     b"\r\n" + predict_request(), predict_request(ROW, b"Expect: 100-continue"),
-    predict_request(ROW, b"X-Request-Id: 7"), predict_request(b""),
+    predict_request(ROW, b"X-Request-Id: not one word"), predict_request(b""),
+    predict_request(ROW, b"X-Request-Id: " + b"7" * 500),
     predict_request(b'{"inputs": [[1, 2, 3, 4]]}'),
     predict_request(b'{"inputs": [[1, 2, 3, 4, null]], "model": "nobody"}'),
     predict_request(b'{"inputs": [[1, 2], [3, 4]], "inputs": [[1, 2, 3, 4, 5]], "extra": "\\u0041"}'),
 ]
 MODEL_BODIES = [
-    b'{"model": "labels", "inputs": [[1, 2, 3], [-4, 5, -6.5]], "parameters": {"return_probabilities": true}}',
+    b'{"model": "labels", "inputs": [[1, 2, 3], [4, 5, -6]], "parameters": {"return_probabilities": true}}',
     b'{"model": "digits", "inputs": [[0.5, -1.5, 2, 1e2]], "parameters": {"return_probabilities": true}}',
     b'{"model": "missing", "inputs": [[null, 1], [2, null], [null,null]]}',
     b'{"inputs": [[1, 2, 3, 4, 5]], "model": "regression"}',
+    b'{"inputs": [[0.1], [2], [1234.5], [-6e-7]], "model": "echo"}',
 ]
 NUMBERS = [
     b"0", b"-0", b"-0.0", b"0e0", b"1E-5", b"1e5", b"1e-400", b"-1.5e+3", b"12345678", b"0.12345678",
@@ -262,9 +278,11 @@ NUMBERS = [
     b"1" + b"0" * 300,
 ]
 NO_NUMBERS = [  # no JSON numbers, no doubles, or not one number
-    b"00", b"01", b"-", b"--1", b"+1", b".5", b"5.", b"1e", b"1e+", b"1e400", b"-1e400", b"0x10", b"1_0", b"1" + b"0" * 400,
-    b"1.7976931348623159e308", b"1e999999999999999999999", b"NaN", b"Infinity", b"-Infinity", b"nan", b"true", b"null", b"nul",
-    b'"1"', b"[1]", b"[]", b"{}", b"", b" ", b"1 2", b"1,2", b"1,", b"1.5e3.2", b"1e5e5", b"\xd9\xa1",
+    b"00", b"01", b"-", b"--1", b"+1", b".5", b"5.", b"1e", b"1e+", b"1e400", b"-1e400", b"0x10", b"1_0",
+    b"1" + b"0" * 400, b"1.7976931348623159e308", b"1e999999999999999999999", b"NaN", b"Infinity",
+    b"-Infinity", b"nan", b"true", b"null", b"nul", b'"1"', b"[1]", b"[]", b"{}", b"",
+    b" ", b"1 2", b"1,2", b"1,",
+    b"1.5e3.2", b"1e5e5", b"\xd9\xa1",
 ]
 TOKENS = NUMBERS + NO_NUMBERS + [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"\"", b"\\", b"[", b"]", b"{", b"}",
@@ -366,8 +384,8 @@ def mend_length(data: bytearray) -> None:
 
 Mutation = Callable[[random.Random, bytearray, list[bytes]], None]
 MUTATIONS: dict[Mutation, int] = {  # how often, in proportion
-    flip_bit: 1, set_byte: 1, insert_token: 1, remove_span: 1, repeat_span: 1, truncate: 1, splice: 1, append_request: 1,
-    change_number: 6, change_digit: 6, insert_space: 6, change_length: 1}
+    flip_bit: 1, set_byte: 1, insert_token: 1, remove_span: 1, repeat_span: 1, truncate: 1, splice: 1,
+    append_request: 1, change_number: 6, change_digit: 6, insert_space: 6, change_length: 1}
 
 
 def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
@@ -393,8 +411,8 @@ FAULTS = (
     "the request that came in pieces was answered otherwise than the whole one",
     "the response of another request was written to, or one without an answer",
 )
-NONE, EXCEPTION, READ_PAST_END, WROTE_REQUEST, BAD_PLACE, BAD_PREFIX, PIECES_DIFFER, WROTE_RESPONSE = range(len(FAULTS))
-# What stands past the end: text with which a request would go on if anybody read it; pairs of different ones.
+NONE, EXCEPTION, READ_PAST_END, WROTE_REQUEST, BAD_PLACE, BAD_PREFIX, PIECES_DIFFER, WROTE_RESPONSE = range(8)
+# What stands past the end of a request: text with which it would go on. Past the end of the buffer it is GUARD.
 POISONS = np.frombuffer(b'1]} "\x000,\r\n.eE5', np.uint8)
 CANARY_BYTES, CANARY = 32, 0x5A
 
@@ -410,7 +428,7 @@ def lay_out(received, at, data, n, poison):
 
 @inner
 def fingerprint(response, at, end):
-    """FNV-1a of a response without what differs between two answers: of its status, and of its body up to the latency."""
+    """FNV-1a of what two answers have in common: the status, and the body up to the latency."""
     body, last = at, end
     while body < end - 1 and not (response[body] == 123 and response[body - 1] == 10):  # { after a line feed
         body += 1
@@ -426,15 +444,10 @@ def fingerprint(response, at, end):
 
 @inner
 def ask(shared, work, at, end, out_at):
-    """→ (fault, outcome, place, fingerprint of the response or 0).
-
-    For the hot path `received` ends where the request does, so that bounds checks see any index past it.
-    """
-    response, size = bytes_of(work.response), work.received.length
+    """→ (fault, outcome, place counted from `at`, fingerprint of the response or 0)."""
+    response = bytes_of(work.response)
     response[out_at - CANARY_BYTES:out_at + CANARY_BYTES] = CANARY
-    work.received.length = end
     outcome = call_answer(shared.answer, (shared, work, at, end, out_at))
-    work.received.length = size
     place, value, fault = work.result[0], np.uint64(0), NONE
     for i in range(out_at - CANARY_BYTES, out_at if outcome == ANSWERED else out_at + CANARY_BYTES):
         if response[i] != CANARY:
@@ -447,32 +460,35 @@ def ask(shared, work, at, end, out_at):
             fault = BAD_PLACE
     elif outcome == INCOMPLETE_BODY and place <= end:
         fault = BAD_PLACE
-    return fault, outcome, place, value
+    return fault, outcome, place - at, value
 
 
 @inner
-def ask_prefixes(shared, work, at, data, n, out_at, whole, seen, growing):
+def ask_prefixes(shared, work, at, data, n, out_at, whole, seen, at_end):
     """Ask for each prefix of a request whose whole gave `whole` → (fault, number of answers).
 
-    The rest of the request stands behind the prefix, or poison where it is `growing`; `seen` keeps the outcomes of
-    the first way for the second.
+    The rest of the request, which is at received[at:], stands behind the prefix; or nothing does, where the
+    prefix is put `at_end` of the buffer. `seen` keeps the outcomes of the first way for the second.
     """
     received, phase, n_answers = bytes_of(work.received), 0, 0
     outcome, place, value = whole
     for k in range(1, n + 1):
-        if growing:
-            received[at + k - 1] = data[k - 1]
+        if at_end:
+            at = received.size - k
+            for i in range(k):
+                received[at + i] = data[i]
         fault, outcome_k, place_k, value_k = ask(shared, work, at, at + k, out_at)
         n_answers += outcome_k == ANSWERED
         if fault:
             return fault, n_answers
         phase_k = 0 if outcome_k == INCOMPLETE_HEAD else 1 if outcome_k == INCOMPLETE_BODY else 2
-        if phase_k < phase or (outcome_k == ANSWERED and at + k < place):
+        if phase_k < phase or (outcome_k == ANSWERED and k < place):
             return BAD_PREFIX, n_answers
         phase = phase_k
-        if phase_k == 2 and (outcome_k != outcome or value_k != value or (outcome == ANSWERED and place_k != place)):
+        differs = outcome_k != outcome or value_k != value or (outcome == ANSWERED and place_k != place)
+        if phase_k == 2 and differs:
             return PIECES_DIFFER, n_answers
-        if growing and seen[k - 1] != outcome_k:
+        if at_end and seen[k - 1] != outcome_k:
             return READ_PAST_END, n_answers
         seen[k - 1] = outcome_k
     return NONE if outcome_k == outcome else PIECES_DIFFER, n_answers
@@ -480,11 +496,13 @@ def ask_prefixes(shared, work, at, data, n, out_at, whole, seen, growing):
 
 @inner
 def probe(shared, work, data, i, split, seen):
-    """One request → (fault, its outcome, number of answers)."""
+    """One request → (fault, its outcome, number of answers).
+
+    It is asked with poison behind it, and at the end of the buffer, where bounds checks see an index past it.
+    """
     received, n = bytes_of(work.received), data.size
     at, out_at = i % 7, CANARY_BYTES + i % 5 * 1000
-    first, second = POISONS[i % POISONS.size], POISONS[(i // POISONS.size + i + 1) % POISONS.size]
-    lay_out(received, at, data, n, first)
+    lay_out(received, at, data, n, POISONS[i % POISONS.size])
     fault, outcome, place, value = ask(shared, work, at, at + n, out_at)
     n_answers = np.int64(outcome == ANSWERED)
     for j in range(n):
@@ -498,10 +516,10 @@ def probe(shared, work, data, i, split, seen):
         if fault:
             return fault, outcome, n_answers
     if split:
-        lay_out(received, at, data, 0, second)
         fault, answers = ask_prefixes(shared, work, at, data, n, out_at, (outcome, place, value), seen, True)
         return fault, outcome, n_answers + answers
-    lay_out(received, at, data, n, second)
+    at = received.size - n
+    lay_out(received, at, data, n, POISONS[i % POISONS.size])
     fault, again, place_again, value_again = ask(shared, work, at, at + n, out_at)
     n_answers += again == ANSWERED
     if again != outcome or place_again != place or value_again != value:
@@ -514,11 +532,13 @@ def probe(shared, work, data, i, split, seen):
 def drive(shared, work, data, ends, first, split, seen, outcomes, faults):
     """Probe the requests that `data` holds one after the other, until `ends` → how many answers were given.
 
-    `first` is the number of the first one, on which poison and places depend. `seen` has room for an outcome a byte.
+    `first` is the number of the first one, on which poison and places depend. `seen` has room for an outcome
+    a byte.
     """
     start, n_answers = 0, 0
     for i in range(ends.size):
-        faults[i], outcomes[i], answers = probe(shared[0], work[0], data[start:ends[i]], first + i, split, seen)
+        request = data[start:ends[i]]
+        faults[i], outcomes[i], answers = probe(shared[0], work[0], request, first + i, split, seen)
         start, n_answers = ends[i], n_answers + answers
     return n_answers
 
@@ -567,7 +587,7 @@ class Fuzzer:
         finally:
             sys.unraisablehook = hook
         for i in np.flatnonzero(faults)[:1].tolist():
-            raise Finding(f"{FAULTS[faults[i]]} {self._exceptions or ''}", requests[i])
+            raise Finding(f"{FAULTS[faults[i]]} {self._exceptions[:1] or ''}", requests[i])
         self._check_batch(requests, first, n_answers == self._counted() - before)
         return outcomes
 
@@ -615,12 +635,17 @@ def check_that_bounds_are_checked(paths: Paths) -> None:
 
 
 def over_sockets(server: serving.Server, paths: Paths, requests: Sequence[bytes], rng: random.Random) -> None:
-    """Send each request in random pieces over a connection of its own; the answers must be the Python path's."""
+    """Send each request in random pieces on its own connection; the answers must be the Python path's."""
     for request in requests:
-        received = exchange(server, request, sorted(rng.sample(range(len(request)), min(len(request), rng.randrange(4)))))
+        received = exchange(server, request, random_cuts(rng, request))
         expected = b"".join(paths.python(request))
         if VARYING.sub(b"", received) != VARYING.sub(b"", expected):
             raise Finding(f"over a socket the answer was {received!r}, expected {expected!r}", request)
+
+
+def random_cuts(rng: random.Random, request: bytes) -> list[int]:
+    """Up to three places at which to cut a request."""
+    return sorted(rng.sample(range(len(request)), min(len(request), rng.randrange(4))))
 
 
 def exchange(server: serving.Server, request: bytes, cuts: list[int]) -> bytes:
@@ -677,21 +702,23 @@ def fuzz(n: int, seed: int, split: bool, n_sockets: int) -> str:
                     if server.stop() != 0:
                         raise Finding("the server did not stop as it should after the requests", b"")
         shares = ", ".join(f"{name} {fuzzer.outcomes[outcome] / fuzzer.n_requests:.1%}" for name, outcome in (
-            ("answered", ANSWERED), ("incomplete", INCOMPLETE_HEAD), ("without all of the body", INCOMPLETE_BODY),
-            ("for Python", SLOW)))
-        return (f"{n} requests{' whole and at every byte' if split else ''}, seed {seed}: {shares}; {fuzzer.n_compared}"
-                f" answers compared, {n_sockets} requests over sockets; {rate:.0f} requests/s, bounds"
-                f" {'' if config.BOUNDSCHECK else 'not '}checked")
+            ("answered", ANSWERED), ("incomplete", INCOMPLETE_HEAD),
+            ("without all of the body", INCOMPLETE_BODY), ("for Python", SLOW)))
+        return (f"{n} requests {'whole and split at every byte' if split else 'whole'}, seed {seed}:"
+                f" {shares}; {fuzzer.n_compared} answers compared, {n_sockets} requests over sockets;"
+                f" {rate:.0f} requests/s, bounds {'' if config.BOUNDSCHECK else 'not '}checked")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """→ exit status: 0, or 1 with the finding on stdout."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the hot path; NUMBA_BOUNDSCHECK=1"
-                                     " in the environment has its indices checked too.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz",
+        description="Fuzz the hot path; NUMBA_BOUNDSCHECK=1 in the environment has its indices checked too.")
     parser.add_argument("--requests", type=int, default=100_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--whole", action="store_true", help="do not split the requests")
-    parser.add_argument("--sockets", type=int, metavar="N", help="requests over sockets (default: one in a thousand)")
+    parser.add_argument("--sockets", type=int, metavar="N",
+                        help="requests over sockets (default: one in a thousand)")
     options = parser.parse_args(arguments)
     n_sockets = options.requests // 1000 if options.sockets is None else options.sockets
     try:

@@ -61,10 +61,10 @@ def _busy_s(pid: int) -> tuple[float, float, float]:
 def compare(servers: Sequence[Callable[[], Load]], n_rounds: int) -> list[list[Load]]:
     """The loads of rounds in which each server had its turn; every other round goes backwards.
 
-    A round in which others wanted the cores is repeated, each as often as twice; what they took is in the loads.
+    A round in which others wanted the cores is repeated, up to twice as many in all; what they took is in the loads.
     """
     rounds: list[list[Load]] = []
-    while len(rounds) < 3 * n_rounds and sum(_others(loads) <= QUIET for loads in rounds) < n_rounds:
+    while len(rounds) < 2 * n_rounds and sum(_others(loads) <= QUIET for loads in rounds) < n_rounds:
         turn = 1 if len(rounds) % 2 == 0 else -1
         rounds.append([server() for server in servers[::turn]][::turn])
     return sorted(rounds, key=_others)[:n_rounds]
@@ -86,6 +86,11 @@ class Spread(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.median:.4g} ({self.lowest:.4g} … {self.highest:.4g})"
+
+
+def spreads(loads: Sequence[Load]) -> dict[str, Spread]:
+    """Each figure of `Load` over several runs."""
+    return {figure: Spread.of(values) for figure, values in zip(Load._fields, zip(*loads))}
 
 
 def ratios(rounds: Sequence[Sequence[Load]], figure: str) -> list[float]:

@@ -1,6 +1,6 @@
 """The hot path against the Python path: whatever the hot path answers, Python answers with the same bytes.
 
-The Python path here computes with numpy and the hot path with the compiled kernels, so this also compares those.
+The Python path here computes with numpy, the hot path with the compiled kernels: this compares those too.
 Each test counts what the hot path answered, because it could agree with everything by answering nothing.
 """
 
@@ -20,11 +20,14 @@ import kernels
 from server.hotpath import ANSWERED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW
 from server.layout import FLUSH_BYTES
 from tests import fuzz, serving
-from tests.fuzz import HOT_REQUESTS, MODEL_BODIES, NO_NUMBERS, NUMBERS, OTHER_REQUESTS, ROW, Paths, comparable, predict_request
+from tests.fuzz import (
+    HOT_REQUESTS, MODEL_BODIES, NO_NUMBERS, NUMBERS, OTHER_REQUESTS, ROW, Paths, comparable, predict_request,
+)
 
-needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="the gguf package writes the models")
+needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf writes the models")
+unhurried = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 EMBEDDED = {"fraud-detector": 5}  # model: number of features
-EXAMPLES = {"labels": 3, "digits": 4, "missing": 2, "regression": 5}
+EXAMPLES = {"labels": 3, "digits": 4, "missing": 2, "regression": 5, "echo": 1}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def is_hot(paths: Paths, request: bytes) -> bool:
     assert answer.outcome in (ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW)
     if answer.outcome == ANSWERED:
         expected = paths.python(request[:answer.place])
-        assert [comparable(answer.response)] == [comparable(response) for response in expected]
+        assert [comparable(answer.response)] == list(map(comparable, expected))
     return answer.outcome == ANSWERED
 
 
@@ -54,7 +57,7 @@ def count_hot(paths: Paths, requests: st.SearchStrategy[bytes], n: int) -> int:
     """Compare both paths' answers to n requests, always the same ones → how many were the hot path's."""
     n_hot = 0
 
-    @settings(max_examples=n, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(unhurried, max_examples=n)
     @given(requests)
     def compare(request: bytes) -> None:
         nonlocal n_hot
@@ -69,7 +72,8 @@ def count_hot(paths: Paths, requests: st.SearchStrategy[bytes], n: int) -> int:
 SPACES = st.lists(st.sampled_from(["", "", "", "", " ", "  ", "\t", "\n", "\r\n"]), min_size=1, max_size=4)
 GOOD_NUMBERS = st.one_of(
     st.sampled_from([number.decode() for number in NUMBERS]),
-    st.floats(allow_nan=False, allow_infinity=False).map(repr), st.floats(-1e3, 1e3).map(repr), st.integers().map(str), st.integers(-9, 9).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr), st.floats(-1e3, 1e3).map(repr),
+    st.integers().map(str), st.integers(-9, 9).map(str),
     st.from_regex(r"\A-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,2})?\Z"))
 ODD_VALUES = st.one_of(
     st.sampled_from([number.decode() for number in NO_NUMBERS]), st.text(max_size=5).map(json.dumps),
@@ -86,8 +90,8 @@ ODD_MEMBERS = [
     '"parameters": {"threshold": 0.5}', '"parameters": {"return_probabilities": true,}',
     '"parameters": {"return_probabilities": truE}', '"latency_ms": 1',
 ]
-# Members of which one may come beside a model's rows, which are always there or nearly so.
-PARAMETERS = ['"parameters": {}', *['"parameters": {"return_probabilities": %s}' % wanted for wanted in ("true", "false")]]
+PARAMETERS = ['"parameters": {}', '"parameters": {"return_probabilities": true}',
+              '"parameters": {"return_probabilities": false}']
 
 
 @st.composite
@@ -172,9 +176,10 @@ LINES = {  # field: its lines in variations that the hot path may take, and othe
                     b"Connection: closed"]),
     "other": ([b"", b"Accept: */*\r\nAccept: text/html", b"User-Agent: \x80\xff", b"Cookie: a=b; c=\"d\"",
                b"X-Long: " + b"y" * 5000, b"Origin: http://example.com", b"Authorization: Bearer x",
-               b"hosts: a\r\ncontent-lengths: 7", b"X-Empty:", b"Expectation: none", b"If-Range: a",
-               b"X:%b" % (b" \t" * 30)],
-              [b"Expect: 100-continue", b"Expect: other", b"X-Request-Id: abc", b"x-request-id:",
+               b"hosts: a\r\ncontent-lengths: 7", b"X-Empty:", b"Expectation: none", b"X-Request-Id: abc",
+               b"x-request-id:\t{~!\"} ", b"If-Range: a", b"X:%b" % (b" \t" * 30)],
+              [b"Expect: 100-continue", b"Expect: other", b"X-Request-Id: a b", b"x-request-id:",
+               b"X-Request-Id: \xe4", b"X-Request-Id: a\r\nX-Request-Id: a", b"X-Request-Id: " + b"a" * 3000,
                b"Content-Encoding: identity", b"Content-Encoding: gzip", b"User-Agent: a\r\nuser-agent: b",
                b"Authorization: a\r\nAuthorization: b", b": y", b"X: y\r\n folded", b"Bad Name: y",
                b"X: \x00", b"X: \x7f", b"Transfer-Encoding: chunked", b"TE: trailers",
@@ -195,9 +200,10 @@ REQUEST_LINES = ([b"POST /v1/predict HTTP/1.1"], [
 
 @st.composite
 def heads(draw, lines: dict[str, tuple[list[bytes], list[bytes]]] = LINES) -> bytes:
-    """A predict request whose header lines vary, at most one of them beyond what the hot path takes, in any order."""
+    """A predict request with header lines in any order, at most one of them not for the hot path."""
     odd = draw(st.sampled_from([*lines, "request line", *[""] * len(lines)]))
-    chosen = [draw(st.sampled_from(others if name == odd else usual)) for name, (usual, others) in lines.items()]
+    chosen = [draw(st.sampled_from(others if name == odd else usual))
+              for name, (usual, others) in lines.items()]
     request_line = draw(st.sampled_from(REQUEST_LINES[odd == "request line"]))
     ordered = [line for line in draw(st.permutations(chosen)) if line]
     return b"\r\n".join([request_line, *ordered]).replace(b"%d", b"%d" % len(ROW)) + b"\r\n\r\n" + ROW
@@ -231,10 +237,7 @@ def test_heads_are_answered_alike_with_options(options: dict, lines: dict):
     with Paths(**options) as paths:
         example_com = {"host": (LINES["host"][0] + [b"Host: Example.com:8080"], LINES["host"][1])}
         varied = LINES | example_com | {"other": ([b""], [b"Expect: 100-continue"])} | lines
-        count_hot(paths, heads(varied), 400)
-        if "cors_origin" not in options:
-            assert is_hot(paths, predict_request(ROW, b"Authorization: Bearer secret", host=b"example.com"))\
-                or is_hot(paths, predict_request(ROW, b"Authorization: Bearer secret"))
+        assert count_hot(paths, heads(varied), 400) > 10
 
 
 # --- what the hot path must take ----------------------------------------------------------------
@@ -246,16 +249,30 @@ def test_usual_requests_are_answered_by_the_hot_path(paths: Paths, request_bytes
 
 
 @needs_gguf
-@pytest.mark.parametrize("body", MODEL_BODIES, ids=["labels", "digits", "missing", "regression"])
+@pytest.mark.parametrize("body", MODEL_BODIES, ids=list(EXAMPLES))
 def test_models_of_every_kind_are_served_by_the_hot_path(model_paths: Paths, body: bytes):
     assert is_hot(model_paths, predict_request(body))
+
+
+# A result that overflows, and what only its twentieth digit or a later one rounds to one of two doubles.
+LEFT_TO_PYTHON = {b"1.7976931348623158e308", b"9007199254740992.99999999999999999999",
+                  b"1.00000000000000011102230246251565404236316680908203125"}
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("number", NUMBERS, ids=range(len(NUMBERS)))
 def test_numbers_are_read_alike(paths: Paths, number: bytes):
-    # What rounds to either of two doubles by its twentieth digit or a later one is left to Python.
-    is_hot(paths, predict_request(b'{"inputs": [[0, %b, 0, 0, -0]]}' % number))
+    request = predict_request(b'{"inputs": [[0, %b, 0, 0, -0]]}' % number)
+    assert is_hot(paths, request) or number in LEFT_TO_PYTHON
+
+
+@needs_gguf
+@pytest.mark.parametrize("number", NUMBERS, ids=range(len(NUMBERS)))
+def test_the_number_that_was_read_is_the_number_that_is_written(model_paths: Paths, number: bytes):
+    request = predict_request(b'{"model": "echo", "inputs": [[%b]]}' % number)
+    assert is_hot(model_paths, request) or number in LEFT_TO_PYTHON
+    predictions = json.loads(model_paths.python(request)[0].partition(b"\r\n\r\n")[2])["predictions"]
+    assert predictions == [float(number)]
 
 
 @pytest.mark.core
@@ -267,21 +284,22 @@ def test_what_is_no_number_is_left_to_python(paths: Paths, text: bytes):
 # --- several requests ---------------------------------------------------------------------------
 
 PIPELINES = st.lists(st.one_of(
-    st.sampled_from(HOT_REQUESTS), st.sampled_from(OTHER_REQUESTS), bodies(EMBEDDED).map(predict_request)), min_size=1, max_size=6)
+    st.sampled_from(HOT_REQUESTS), st.sampled_from(OTHER_REQUESTS),
+    bodies(EMBEDDED).map(predict_request)), min_size=1, max_size=6)
 
 
 @pytest.mark.core
 def test_pipelined_requests_for_both_paths_are_answered_alike_and_in_order(paths: Paths):
     n_hot = n_together = 0
 
-    @settings(max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(unhurried, max_examples=600)
     @given(PIPELINES, st.integers(0, 20))
     def compare(requests: list[bytes], missing: int) -> None:
         nonlocal n_hot, n_together
         data = b"".join(requests)
         data = data[:len(data) - missing] if missing > 10 else data
         responses, hot = paths.mixed(data)
-        assert [comparable(response) for response in responses] == [comparable(response) for response in paths.python(data)]
+        assert list(map(comparable, responses)) == list(map(comparable, paths.python(data)))
         n_hot, n_together = n_hot + hot, n_together + (0 < hot < len(responses))
     compare()
     assert n_hot > 500 and n_together > 100
@@ -293,38 +311,41 @@ LONG_NUMBER = b"-1.2345678901234567e-100"
 
 
 def full_request(body_of_rows: Callable[[bytes], bytes], row: bytes, size: int) -> bytes:
-    """A request of at most `size` bytes with as many of these rows as fit."""
+    """A request of at most `size` bytes with as many of these rows as fit, and at least one."""
     def build(n: int) -> bytes:
         body = body_of_rows(b",".join([row] * n))
         return b"POST /v1/predict HTTP/1.1\r\nHost:localhost\r\nContent-Length:%d\r\n\r\n" % len(body) + body
-    n = 1
-    while len(build(n + 1)) <= size:
-        n += 1
-    return build(n)
+    n = (size - len(build(0)) + 1) // (len(row) + 1)
+    while n > 0 and len(build(n)) > size:  # the length has more digits
+        n -= 1
+    return build(max(n, 1))
 
 
 def check_full_buffers(paths: Paths, name: bytes, rows: list[bytes]) -> None:
-    for row, size in itertools.product(rows, (200, 333, 1000, 4096)):
+    for row, size in itertools.product(rows, (200, 333, 1000, 4096, 65536)):
+        wanted = b"" if name in (b"regression", b"echo") else b'"return_probabilities":true'
         request = full_request(lambda text: b'{"inputs":[%b],"model":"%b","parameters":{%b}}' % (
-            text, name, b"" if name == b"regression" else b'"return_probabilities":true'), row, size)
+            text, name, wanted), row, size)
         paths.fit(len(request))
         answer = paths.hot(request, out_at=FLUSH_BYTES - 1)
         assert answer.outcome == ANSWERED
-        assert [comparable(answer.response)] == [comparable(response) for response in paths.python(request)]
+        assert [comparable(answer.response)] == list(map(comparable, paths.python(request)))
         assert paths.guards_are_intact()
 
 
 @pytest.mark.core
-def test_a_request_that_fills_the_receive_buffer_fits_the_others():
-    with Paths() as paths:
-        check_full_buffers(paths, b"fraud-detector", [b"[9,3,1,2,7]", b"[" + b",".join([LONG_NUMBER] * 5) + b"]"])
+@pytest.mark.parametrize("options", [{}, {"cors_origin": "http://" + "a" * 1000}], ids=["", "long origin"])
+def test_a_request_that_fills_the_receive_buffer_fits_the_others(options: dict):
+    with Paths(**options) as paths:
+        check_full_buffers(paths, b"fraud-detector", [b"[9,3,1,2,7]", b"[%b]" % b",".join([LONG_NUMBER] * 5)])
 
 
 @needs_gguf
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_request_that_fills_the_receive_buffer_fits_the_others_for_every_kind_of_model(model_paths: Paths, name: str):
-    width = EXAMPLES[name]
-    check_full_buffers(model_paths, name.encode(), [b"[" + b",".join([b"%d" % n] * width) + b"]" for n in (0, 9)])
+def test_a_request_that_fills_the_receive_buffer_fits_the_others_for_every_model(
+        model_paths: Paths, name: str):
+    rows = [b"[%b]" % b",".join([digit] * EXAMPLES[name]) for digit in (b"0", b"9")]
+    check_full_buffers(model_paths, name.encode(), rows)
     model_paths.fit(fuzz.LOOP_BYTES)
 
 
@@ -332,7 +353,8 @@ def test_a_request_that_fills_the_receive_buffer_fits_the_others_for_every_kind_
 def test_rows_beyond_the_longest_usual_body_are_answered_alike(paths: Paths):
     rng = np.random.default_rng(0)
     for n_rows in (1, 2, 9, 99, 500):
-        body = json.dumps({"inputs": rng.normal(size=(n_rows, 5)).tolist(), "parameters": {"return_probabilities": True}})
+        rows = rng.normal(size=(n_rows, 5)).tolist()
+        body = json.dumps({"inputs": rows, "parameters": {"return_probabilities": True}})
         assert is_hot(paths, predict_request(body.encode()))
 
 
@@ -345,12 +367,14 @@ def hot_total(server: serving.Server) -> int:
 
 
 @pytest.mark.core
-def test_both_kinds_of_server_answer_the_same_bytes(native_server: serving.Server, python_server: serving.Server):
-    rng = random.Random(0)
-    requests = [*HOT_REQUESTS, *OTHER_REQUESTS, *(fuzz.mutated(rng, fuzz.corpus(with_models=False)) for _ in range(150))]
+def test_both_kinds_of_server_answer_the_same_bytes(
+        native_server: serving.Server, python_server: serving.Server):
+    rng, starts = random.Random(0), fuzz.corpus(with_models=False)
+    requests = [*HOT_REQUESTS, *OTHER_REQUESTS, *(fuzz.mutated(rng, starts) for _ in range(150))]
     before = hot_total(native_server)
     for request in requests:
-        cuts = sorted(rng.sample(range(len(request)), min(len(request), rng.randrange(3))))
-        native, python = (fuzz.VARYING.sub(b"", fuzz.exchange(server, request, cuts)) for server in (native_server, python_server))
+        cuts = fuzz.random_cuts(rng, request)
+        native, python = (fuzz.VARYING.sub(b"", fuzz.exchange(server, request, cuts))
+                          for server in (native_server, python_server))
         assert native == python, request
     assert hot_total(native_server) - before >= len(HOT_REQUESTS)

@@ -244,12 +244,21 @@ def test_request_that_never_ends_does_not_stop_the_server_from_stopping(own):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_second_signal_exits_at_once(native):
+    """The client of the request in flight would have had ten seconds."""
     with serving.start(native=native) as server, server.connect() as client:
         client.send(b"GET /")
         assert server.ask(HEALTH).status == 200
         begin_to_stop(server)
         server.process.send_signal(signal.SIGTERM)
-        assert server.wait(5) == 128 + signal.SIGTERM  # the client would have had ten seconds
+        assert server.wait(5) == 128 + signal.SIGTERM
+
+
+def test_signal_before_the_server_serves_exits_0_and_prints_no_address():
+    code = ("import os, signal, sys; from server import __main__, listener\n"
+            "listener.Listener.prepare = lambda self, progress: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "__main__.main(sys.argv[1:])")
+    result = serving.run("--port", "0", "--no-native", command=(sys.executable, "-c", code))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 # --- other commands -----------------------------------------------------------------------------

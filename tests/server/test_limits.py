@@ -16,6 +16,7 @@ from tests.serving import predict_request, request
 pytestmark = pytest.mark.core
 
 HEAD_S, BODY_S, IDLE_S = 1.0, 1.0, 1.5
+PATIENCE_S = 6.0  # until what is due after these; also on a busy machine
 SHORT_DEADLINES = f"""
 import functools, sys
 from server import __main__, connection
@@ -35,9 +36,9 @@ def hasty(request: pytest.FixtureRequest) -> Iterator[serving.Server]:
 
 
 @contextmanager
-def connections(server: serving.Server, n: int) -> Iterator[list[serving.Client]]:
+def connections(server: serving.Server, n: int, timeout_s: float = serving.WAIT_S) -> Iterator[list[serving.Client]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(server.connect()) for _ in range(n)]
+        yield [stack.enter_context(server.connect(timeout_s)) for _ in range(n)]
 
 
 def silent_for(client: serving.Client, seconds: float) -> bool:
@@ -69,7 +70,7 @@ def test_deadlines_are_those_of_the_documents():
 
 def test_head_that_does_not_end_gets_408(hasty):
     parts = [b"G", HEALTH[:-1], POST[:-2], b"\r\n"]
-    with connections(hasty, len(parts)) as clients:
+    with connections(hasty, len(parts), PATIENCE_S) as clients:
         for client, part in zip(clients, parts):
             client.send(part)
         for client in clients:
@@ -77,14 +78,14 @@ def test_head_that_does_not_end_gets_408(hasty):
 
 
 def test_bytes_that_dribble_do_not_extend_the_deadline_of_a_head(hasty):
-    with hasty.connect() as client:
+    with hasty.connect(PATIENCE_S) as client:
         dribble(client, HEALTH)
         check_timed_out(client)
 
 
 def test_body_that_does_not_end_gets_408(hasty):
     parts = [POST + b'{"inputs"', POST, CHUNKED + b'37\r\n{"inputs"', CHUNKED]
-    with connections(hasty, len(parts)) as clients:
+    with connections(hasty, len(parts), PATIENCE_S) as clients:
         for client, part in zip(clients, parts):
             client.send(part)
         for client in clients:
@@ -93,14 +94,14 @@ def test_body_that_does_not_end_gets_408(hasty):
 
 @pytest.mark.parametrize("part", [POST, CHUNKED + b"37\r\n"], ids=["length", "chunked"])
 def test_bytes_that_dribble_do_not_extend_the_deadline_of_a_body(hasty, part):
-    with hasty.connect() as client:
+    with hasty.connect(PATIENCE_S) as client:
         client.send(part)
         dribble(client, b" " * 40)
         check_timed_out(client)
 
 
 def test_second_head_has_a_deadline_too(hasty):
-    with connections(hasty, 2) as clients:
+    with connections(hasty, 2, PATIENCE_S) as clients:
         for client, first in zip(clients, (HEALTH, predict_request())):
             client.send(first + b"GET /hea")
         for client in clients:
@@ -108,11 +109,19 @@ def test_second_head_has_a_deadline_too(hasty):
             check_timed_out(client)
 
 
+def test_second_head_has_a_deadline_on_a_connection_that_was_idle_too(hasty):
+    """The first request comes shortly before the connection would have been closed as idle."""
+    with hasty.connect(PATIENCE_S) as client:
+        assert silent_for(client, IDLE_S * 0.8)
+        assert client.ask(HEALTH + b"GET /hea").status == 200
+        check_timed_out(client)
+
+
 @pytest.mark.parametrize("data", [predict_request(), HEALTH], ids=["hot", "python"])
 def test_each_head_has_the_whole_time(hasty, data):
     """Requests one after the other, with no moment in which none has begun: together they take longer than one may."""
     middle = data.index(b"Host")
-    with hasty.connect() as client:
+    with hasty.connect(PATIENCE_S) as client:
         client.send(data[:middle])
         for _ in range(5):
             assert silent_for(client, HEAD_S / 4)
@@ -120,13 +129,13 @@ def test_each_head_has_the_whole_time(hasty, data):
 
 
 def test_idle_connection_is_closed_without_a_word(hasty):
-    with hasty.connect() as fresh, hasty.connect() as used:
+    with hasty.connect(PATIENCE_S) as fresh, hasty.connect(PATIENCE_S) as used:
         assert used.ask(predict_request()).status == 200
         assert used.is_closed() and fresh.is_closed()
 
 
 def test_connection_in_use_is_not_idle(hasty):
-    with hasty.connect() as client:
+    with hasty.connect(PATIENCE_S) as client:
         for _ in range(6):
             assert client.ask(predict_request()).status == client.ask(HEALTH).status == 200
             assert silent_for(client, IDLE_S / 5)

@@ -1,0 +1,226 @@
+"""`python -m tests.bench.compare OUT.md`: measure ways to serve the course's model, write the table of them.
+
+The rule to keep: a row is measured here or marked as published; a way that is not installed is named with the reason.
+"""
+
+import argparse
+import json
+import pickle
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+import kernels
+from tests import serving
+from tests.bench import load
+from tests.bench.load import Spread
+from tests.bench.peers import BIAS, ROW, SOURCES, WEIGHTS, Missing, Running, on_cores, peer, testigo, two_cores
+from tests.bench.syscalls import NoTrace, calls_a_request
+
+ROUNDS, STARTS = 5, 5
+CONNECTIONS = 16
+PACKAGES = ("numpy", "numba", "scikit-learn", "fastapi", "uvicorn")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text; empty where the question makes no sense."""
+    cold_start: str
+    p50: str
+    p99: str
+    requests_per_s: str = ""
+    memory: str = ""
+    system_calls: str = ""
+    note: str = ""
+
+
+# --- measured -----------------------------------------------------------------------------------
+
+def this_server() -> Row:
+    with tempfile.TemporaryDirectory(prefix="cold-") as cache:
+        with testigo(two_cores(), env={"TESTIGO_CACHE_DIR": str(Path(cache) / "cache")}) as server:
+            first_s = server.start_s
+    return measured(testigo, f"{first_s:.1f} s the first time on a machine, while it compiles")
+
+
+def this_server_without_native_code() -> Row:
+    return measured(lambda cores: testigo(cores, native=False), "`--no-native`")
+
+
+def server_of(name: str, note: str) -> Callable[[], Row]:
+    return lambda: measured(lambda cores: peer(name, cores), note)
+
+
+def measured(start: Callable[[list[int]], AbstractContextManager[Running]], note: str) -> Row:
+    """A row of a server that `start` starts on given cores: one for it, the other for the load."""
+    server_core, load_core = two_cores()
+    starts = []
+    for _ in range(STARTS):
+        with start([server_core]) as server:
+            starts.append(server.start_s)
+    with start([server_core]) as server:
+        memory = psutil.Process(server.pid).memory_info().rss
+        rounds = load.compare([lambda: load.run(server, 1, [load_core]),
+                               lambda: load.run(server, CONNECTIONS, [load_core])], ROUNDS)
+        calls = _count(server)
+    alone, many = map(load.spreads, zip(*rounds))
+    others = max(figures["other_cores"].median for figures in (alone, many))
+    if others > load.QUIET:
+        note += f"; disturbed: other programs kept {others:.1f} cores busy"
+    return Row(seconds(Spread.of(starts).median), milliseconds(alone["p50_ms"].median),
+               milliseconds(alone["p99_ms"].median), thousands(many["requests_per_s"]), f"{memory / 1e6:.0f} MB",
+               calls, note)
+
+
+def _count(server: Running) -> str:
+    request = serving.predict_request()
+    with serving.Client("127.0.0.1", server.port) as client:
+        return count_calls(server.pid, lambda: client.ask(request), 1000)
+
+
+def count_calls(pid: int, ask: Callable[[], object], n: int, predictions: int = 1) -> str:
+    """System calls a prediction, when `ask` makes some at once."""
+    try:
+        return f"{calls_a_request(pid, ask, n) / predictions:.2f}"
+    except NoTrace as reason:
+        return f"not counted ({reason})"
+
+
+def scikit_learn_in_process() -> Row:
+    try:
+        from sklearn.linear_model import LinearRegression
+    except ImportError:
+        raise Missing("no scikit-learn; pip install '.[test]'") from None
+    X = np.random.default_rng(0).normal(size=(100, len(WEIGHTS)))
+    model = LinearRegression().fit(X, X @ WEIGHTS + BIAS)  # finds these weights
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        path = Path(folder) / "model.pickle"
+        path.write_bytes(pickle.dumps(model))
+        starts = [_run_local(path, 0)[0] for _ in range(STARTS)]
+        _, runs, memory, calls = _run_local(path, 5000)
+    p50, p99, requests = (Spread.of([run[figure] for run in runs])
+                          for figure in ("p50_ms", "p99_ms", "requests_per_s"))
+    return Row(seconds(Spread.of(starts).median), milliseconds(p50.median), milliseconds(p99.median),
+               thousands(requests), f"{memory / 1e6:.0f} MB", calls,
+               "no server: `predict` on one row in the caller's process, one caller")
+
+
+def _run_local(model: Path, n: int) -> tuple[float, list[dict], int, str]:
+    """Run `scikit_local.py` → (start s, its figures of each round of n predictions, bytes, system calls)."""
+    start = time.perf_counter()
+    command = [*on_cores(two_cores()[:1]), sys.executable, str(SOURCES / "scikit_local.py"), str(model)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        def predict(times: int) -> dict:
+            process.stdin.write(f"{times}\n")
+            return json.loads(process.stdout.readline())
+        score, elapsed_s = float(process.stdout.readline()), time.perf_counter() - start
+        assert abs(score - np.dot(ROW, WEIGHTS) - BIAS) < 1e-9, score
+        rounds = [predict(n) for _ in range(ROUNDS)] if n else []
+        calls = count_calls(process.pid, lambda: predict(1000), n=20, predictions=1000) if n else ""
+        memory = psutil.Process(process.pid).memory_info().rss
+        process.stdin.close()
+    return elapsed_s, rounds, memory, calls
+
+
+# --- published ----------------------------------------------------------------------------------
+
+def published(cold_start: str, warm: str) -> Callable[[], Row]:
+    return lambda: Row(cold_start, warm, "", note="**published** by the course, not measured here: a cloud service")
+
+
+# A way to serve is a name and a function to its row.
+ROWS: dict[str, Callable[[], Row]] = {
+    "Testigo": this_server,
+    "Testigo, pure Python": this_server_without_native_code,
+    "Local Python (scikit-learn in process)": scikit_learn_in_process,
+    "FastAPI + uvicorn": server_of("fastapi", "uvloop and httptools; the model in plain Python"),
+    "Rust (hyper + serde_json)": server_of("rust", "one thread, `--release` with LTO"),
+    "C, a thread a connection": server_of("c", "`-O2`; trusts its client"),
+    "Databricks Model Serving": published("1–5 s", "50–200 ms"),
+    "AWS SageMaker": published("1–10 s", "50–100 ms"),
+}
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+def seconds(value: float) -> str:
+    return f"{value * 1e3:.0f} ms" if value < 0.1 else f"{value:.2f} s"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3f} ms"
+
+
+def thousands(spread: Spread) -> str:
+    return f"{spread.median:,.0f} ({spread.lowest:,.0f} … {spread.highest:,.0f})"
+
+
+def line_of(name: str, function: Callable[[], Row]) -> str:
+    print(name, file=sys.stderr, flush=True)
+    try:
+        row = function()
+    except Missing as reason:
+        row = Row("", "", "", note=f"missing here: {reason}")
+    return "| " + " | ".join([name, row.cold_start, row.p50, row.p99, row.requests_per_s, row.memory, row.system_calls,
+                              row.note]) + " |"
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def versions() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join([f"Testigo {kernels.__version__}", f"Python {platform.python_version()}", *found])
+
+
+def document() -> str:
+    lines = [line_of(name, function) for name, function in ROWS.items()]
+    return f"""# Ways to serve the same model
+
+The course's linear model (five features, one row a request), measured by `make compare`
+on {date.today()}: {psutil.cpu_count()} cores of {processor()}, {psutil.virtual_memory().total / 2**30:.0f} GB,
+Linux {platform.release()}; {versions()}.
+
+Each server has one core, the load (wrk) another. Cold start: from the start of the process to the first correct
+answer, median of {STARTS}. p50 and p99: one connection, as the client sees it, medians of {ROUNDS} runs.
+Requests/s: {CONNECTIONS} connections, median (lowest … highest). Memory: resident, after the first answer. System
+calls: of all threads, a request, on one keep-alive connection, by strace. The machine is shared: trust ratios.
+
+| way | cold start | warm p50 | warm p99 | requests/s | memory | system calls | |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT.md", help="the file to write")
+    out = parser.parse_args().out
+    text = document()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
