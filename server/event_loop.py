@@ -23,8 +23,8 @@ from kernels.compiled import cfunc, inner
 from server import hotpath
 from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW, bytes_of, int64s_of
 from server.layout import (
-    BODY, CONNECTION, CONNECTIONS, COUNTS, EVENTS, FLUSH_BYTES, FREE, HEAD, IDLE, IDLE_WORKERS, LINGERING, LOOP,
-    LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, TIMEOUTS, WATCHED, WORK,
+    BODY, CLOSING, CONNECTION, CONNECTIONS, COUNTS, EVENTS, FLUSH_BYTES, FREE, HEAD, IDLE, IDLE_WORKERS, LINGERING,
+    LOOP, LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, TIMEOUTS, WATCHED, WORK,
 )
 from server.libc import (
     CLOCK_MONOTONIC, EAGAIN, EINTR, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EVENT_DATA, EVENT_INTS, MSG_DONTWAIT,
@@ -219,6 +219,9 @@ def serve_ready(shared, work, fd):
     outcome, at, place, keep_alive, unsent = answer_all(shared, work, n, fd, MSG_DONTWAIT)
     if unsent < 0:
         close_connection(shared, fd)
+    elif unsent > 0 and not keep_alive:
+        connection.phase = CLOSING
+        hand_over(shared, work, fd, n, n, unsent)
     elif unsent > 0 or outcome == SLOW or (outcome == INCOMPLETE_BODY and place - at > size):
         hand_over(shared, work, fd, at, n, unsent)
     elif not keep_alive:
@@ -351,7 +354,7 @@ def take(shared, work):
 
 
 def begin(shared, work, fd):
-    """Take up a connection that was handed over: send what is unsent → bytes in `received`; -1: the client is gone.
+    """Take up a connection that was handed over: send what is unsent → bytes in `received`; -1: there is no more to do.
 
     The buffers are at least as large as the event loop's, from which these bytes came.
     """
@@ -364,6 +367,9 @@ def begin(shared, work, fd):
         if flush(shared, work, fd, n, 0) != 0:
             close_connection(shared, fd)
             return -1
+    if connection.phase == CLOSING:
+        leave(shared, work, fd)
+        return -1
     return restore(connection, work)
 
 

@@ -412,7 +412,7 @@ FAULTS = (
     "the response of another request was written to, or one without an answer",
 )
 NONE, EXCEPTION, READ_PAST_END, WROTE_REQUEST, BAD_PLACE, BAD_PREFIX, PIECES_DIFFER, WROTE_RESPONSE = range(8)
-# What stands past the end of a request: text with which it would go on. Past the end of the buffer it is GUARD.
+# What stands past the end of a request: text with which it would go on. Past the end of the buffer: GUARD.
 POISONS = np.frombuffer(b'1]} "\x000,\r\n.eE5', np.uint8)
 CANARY_BYTES, CANARY = 32, 0x5A
 

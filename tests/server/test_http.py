@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import select
 import socket
 import threading
 from datetime import datetime, timezone
@@ -138,6 +139,23 @@ def test_client_that_reads_late_gets_every_answer(server):
         for _ in range(n):
             assert client.receive().json()["predictions"] == expected
         sender.join()
+
+
+def test_last_answer_to_a_client_that_reads_late_is_followed_by_the_end(server):
+    """The answer is larger than the socket buffers, and it is the last: whoever finishes sending it must also close."""
+    rows = [[1, 2, 3, 4, 5]] * 5000
+    body = json.dumps({"inputs": rows, "parameters": {"return_probabilities": True}}, separators=(",", ":")).encode()
+    data = request("POST", "/v1/predict", body, {"Content-Type": "application/json", "Connection": "close"})
+    with server.connect(timeout_s=5, receive_buffer_bytes=4096) as client:
+        client.send(data)
+        wait_readable(client)
+        assert len(client.receive().json()["probabilities"]) == len(rows)
+        assert client.is_closed()
+
+
+def wait_readable(client: serving.Client) -> None:
+    """Until the first bytes are there, so that the server has met a full socket buffer before any are read."""
+    assert select.select([client.socket], [], [], serving.WAIT_S)[0]
 
 
 # --- bodies -------------------------------------------------------------------------------------
