@@ -28,14 +28,8 @@ CACHE_VARIABLES = ("TESTIGO_CACHE_DIR", "XDG_CACHE_HOME")  # the only environmen
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False, "_nrt": False}
 
 
-def njit(function):
-    """Compile `function` on its first call from Python; the GIL is not held while it runs; cached on disk."""
-    config.CACHE_DIR = str(cache_dir(_package_dir(function)))
-    return numba.njit(cache=True, **OPTIONS)(function)
-
-
 def inner(function):
-    """The same for what only compiled functions call: it becomes part of them, their cache too.
+    """Compile `function` into the compiled functions that call it; the GIL is not held while it runs.
 
     Without the entry points for Python and C that numba would add, a whole compiles in half the time.
     """
@@ -43,7 +37,7 @@ def inner(function):
 
 
 def cfunc(signature):
-    """Compile a C callback of this signature now; `.address` is its entry point. Cached on disk."""
+    """Compile a C callback of this signature now, or load it from the cache; `.address` is its entry point."""
     def compile_now(function):
         folder = cache_dir(_package_dir(function))
         config.CACHE_DIR = str(folder)

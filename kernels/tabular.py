@@ -83,7 +83,7 @@ class TabularModel:
         self._threads = threads
         self._native = native
         self._lock = threading.Lock()
-        self._labels = None if self.signature.classes is None else np.array(self.signature.classes)
+        self._labels = None if self.signature.classes is None else _label_array(self.signature.classes)
 
     @classmethod
     def load(cls, path: str | Path, threads: int = 1, native: bool = True) -> "TabularModel":
@@ -265,6 +265,12 @@ class TabularModel:
     @functools.cached_property
     def _weights(self) -> list[np.ndarray]:
         return [quants.dequantize(layer.weight.data, layer.weight.tensor_type) for layer in self.layers]
+
+
+def _label_array(classes: tuple[str, ...] | tuple[int, ...]) -> np.ndarray:
+    """Labels to index by class; as objects where numpy's own strings would lose trailing NULs."""
+    labels = np.array(classes)
+    return labels if labels.tolist() == list(classes) else np.array(classes, object)
 
 
 def _json_labels(classes: tuple[str, ...] | tuple[int, ...] | None) -> tuple[bytes, ...] | None:

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.compiled import inner, njit
+from kernels.compiled import inner
 
 MALFORMED = -1  # no JSON number begins here
 UNSURE = -2     # a number of more than 19 digits, too near the middle of two doubles: Python must decide
@@ -115,7 +115,7 @@ def _power_of_ten(power):
 
 # Reading
 
-@njit
+@inner
 def parse_double(buf: np.ndarray, pos: int, end: int) -> tuple[float, int]:
     """Read the JSON number that begins at buf[pos] as `float()` would: (value, position after it).
 
@@ -311,7 +311,7 @@ def _round_subnormal(rounded, shift):
 
 # Writing
 
-@njit
+@inner
 def format_double(value: float, out: np.ndarray, pos: int) -> int:
     """Write a finite double as `repr(float)` and `json.dumps` do; return the position after it.
 
@@ -490,7 +490,7 @@ def _scale(c, power):
     return result | u64(rest > u64(1))
 
 
-@njit
+@inner
 def format_int(value: int, out: np.ndarray, pos: int) -> int:
     """Write an int64 in decimal; return the position after it. At most MAX_INT_CHARS bytes are written."""
     magnitude = u64(value)

@@ -31,7 +31,7 @@ class NativeListener(Listener):
 
     def __init__(self, host: str, port: int, application: Application, limits: Limits):
         super().__init__(host, port, application, limits)
-        self._threads: list[threading.Thread] = []
+        self._serving_threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._free_rows = list(range(limits.max_connections))  # at worst every connection needs a worker
         self._queue = os.pipe()
@@ -119,18 +119,18 @@ class NativeListener(Listener):
         self.shared.record[0]["draining"] = 1
         for loop in self.shared.loops:
             os.eventfd_write(int(loop["wake"]), 1)
-        for thread in self._threads[:len(self.shared.loops)]:
+        for thread in self._serving_threads[:len(self.shared.loops)]:
             thread.join(max(0.0, deadline - time.monotonic()))
         os.close(self._queue[1])  # no event loop hands anything over any more: idle workers see the end and return
-        for thread in list(self._threads):
+        for thread in list(self._serving_threads):
             thread.join(max(0.1, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return not any(thread.is_alive() for thread in self._serving_threads)
 
     # --- threads ---
 
     def _start(self, name: str, target: Callable, *args) -> None:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-        self._threads.append(thread)
+        self._serving_threads.append(thread)
         thread.start()
 
     def _work(self, thread: int, received_bytes: int = LOOP_BYTES) -> layout.Work:
@@ -159,7 +159,7 @@ class NativeListener(Listener):
             self._serve(fd, work)
         with self._lock:
             self._free_rows.insert(0, row)
-            self._threads.remove(threading.current_thread())
+            self._serving_threads.remove(threading.current_thread())
 
     def _serve(self, fd: int, work: layout.Work) -> None:
         """Serve one connection until it is closed or back in its event loop."""

@@ -527,7 +527,6 @@ def probe(shared, work, data, i, split, seen):
     return fault, outcome, n_answers
 
 
-# Not cached on disk: the cache knows the sources of this folder and of kernels/, but not those of server/.
 @numba.njit(**OPTIONS)
 def drive(shared, work, data, ends, first, split, seen, outcomes, faults):
     """Probe the requests that `data` holds one after the other, until `ends` → how many answers were given.

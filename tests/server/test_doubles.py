@@ -8,21 +8,26 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import types
 
-from kernels.compiled import njit
+from kernels.compiled import OPTIONS
 from server import doubles
-from server.doubles import (MALFORMED, MAX_DOUBLE_CHARS, MAX_INT_CHARS, OVERFLOW, UNSURE, format_double,
-                            format_int, parse_double)
+from server.doubles import MALFORMED, MAX_DOUBLE_CHARS, MAX_INT_CHARS, OVERFLOW, UNSURE
 
 SCANNED = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?")  # as far as a number may go on
 NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")  # RFC 8259, section 6
 unhurried = settings(deadline=None, max_examples=1000)  # the first example may compile
 SMALLEST, SMALLEST_NORMAL, LARGEST = 5e-324, 2.0**-1022, sys.float_info.max
+
+
+njit = numba.njit(**OPTIONS)  # with entry points for Python, which the functions under test have not
+parse_double, format_double, format_int = (
+    njit(inner.py_func) for inner in (doubles.parse_double, doubles.format_double, doubles.format_int))
 
 
 @njit
@@ -460,8 +465,11 @@ def test_wide_product_is_the_product(a, b):
 
 def test_edges_hold_with_bounds_checks_on():
     script = f"""
-import numpy as np, pytest
-from server.doubles import format_double, format_int, parse_double
+import numba, numpy as np, pytest
+from kernels.compiled import OPTIONS
+from server import doubles
+parse_double, format_double, format_int = (
+    numba.njit(**OPTIONS)(inner.py_func) for inner in (doubles.parse_double, doubles.format_double, doubles.format_int))
 for value in {[0.0, -0.0, 1.0, 1e15, 1e16, 0.0001, -2.2250738585072014e-308, LARGEST, 0.1234567890123456]}:
     out = np.empty({MAX_DOUBLE_CHARS}, np.uint8)
     text = out[:format_double(value, out, 0)].copy()

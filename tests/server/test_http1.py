@@ -2,12 +2,12 @@
 
 import itertools
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.compiled import njit
 from server import http1
 from server.http1 import DONE, LINE_START, REJECT, REFUSALS, START, TRANSITIONS
 from server.http1 import ChunkedDecoder, HeadParser, Refusal, RequestHead, parse_head
@@ -251,7 +251,7 @@ def test_every_live_state_of_the_head_is_reached_by_the_cases():
     assert {name for name in names if not name.startswith(("name ", "other coding "))} == pseudo
 
 
-@njit
+@numba.njit
 def run_table(table, data, states):
     state = 0
     for i in range(len(data)):
