@@ -205,3 +205,9 @@ def test_embedded_model_is_the_courses():
 def test_embedded_model_is_written_again_to_the_byte(tmp_path):
     write_fraud_detector.write(tmp_path / "again.gguf")
     assert (tmp_path / "again.gguf").read_bytes() == DEFAULT_MODEL.read_bytes()
+
+
+def test_label_that_ends_in_nul_keeps_it(tmp_path):
+    write(tmp_path / "m.gguf", {"tabular.classes": (g.STRING, ["no\0", "yes"])})
+    model = kernels.load(tmp_path / "m.gguf", native=False)
+    assert model.predict(np.zeros((1, 3))).tolist() == ["no\0"]
