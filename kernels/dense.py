@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 
 from kernels.compiled import cfunc, inner
 from kernels.gguf import F16, F32, Q4_0, Q8_0
-from kernels.native import BINARY, LAYER, LOGISTIC, MODEL, MULTICLASS, RELU, TANH, VALUE
+from kernels.native import BINARY, IDENTITY, LAYER, LOGISTIC, MODEL, MULTICLASS, RELU, TANH, VALUE
 from kernels.quants import BLOCK
 from kernels.simd import (
     add, keep_scalar, load, load_f16, load_f32, load_f64, load_high_nibbles, load_i8, load_low_nibbles,
@@ -31,52 +31,56 @@ X_BLOCK = BLOCK * DOUBLE  # bytes of a block of the input
 F32_BLOCK, F16_BLOCK, Q8_0_BLOCK, Q4_0_BLOCK = 128, 64, 34, 18  # bytes; maps in quants.py
 
 
-# ---- one block of 32 weights: acc + w · x, eight lanes at a time -------------------------------------------
+# ---- eight weights: group g of the block at address w ------------------------------------------------------
 
 # `register_jitable`, not `inner`, where a function is passed as an argument: a compiled function there would
-# be an address of this process and could not be cached. Written out group by group: LLVM leaves a loop of
-# four as a loop.
+# be an address of this process and could not be cached.
 
 @register_jitable
-def _dot_f32(w, x, acc):
-    acc = add(acc, mul(load_f32(w), load_f64(x)))
-    acc = add(acc, mul(load_f32(w + 32), load_f64(x + X_GROUP)))
-    acc = add(acc, mul(load_f32(w + 64), load_f64(x + 2 * X_GROUP)))
-    return add(acc, mul(load_f32(w + 96), load_f64(x + 3 * X_GROUP)))
+def _weights_f32(w, g):
+    return load_f32(w + 32 * g)
 
 
 @register_jitable
-def _dot_f16(w, x, acc):
-    acc = add(acc, mul(load_f16(w), load_f64(x)))
-    acc = add(acc, mul(load_f16(w + 16), load_f64(x + X_GROUP)))
-    acc = add(acc, mul(load_f16(w + 32), load_f64(x + 2 * X_GROUP)))
-    return add(acc, mul(load_f16(w + 48), load_f64(x + 3 * X_GROUP)))
+def _weights_f16(w, g):
+    return load_f16(w + 16 * g)
 
 
 @register_jitable
-def _dot_q8_0(w, x, acc):
-    scale = load_scale(w)
-    acc = add(acc, mul(mul(load_i8(w + 2), scale), load_f64(x)))
-    acc = add(acc, mul(mul(load_i8(w + 10), scale), load_f64(x + X_GROUP)))
-    acc = add(acc, mul(mul(load_i8(w + 18), scale), load_f64(x + 2 * X_GROUP)))
-    return add(acc, mul(mul(load_i8(w + 26), scale), load_f64(x + 3 * X_GROUP)))
+def _weights_q8_0(w, g):
+    return mul(load_i8(w + 2 + 8 * g), load_scale(w))
 
 
 @register_jitable
-def _dot_q4_0(w, x, acc):
-    scale = load_scale(w)
-    acc = add(acc, mul(mul(load_low_nibbles(w + 2), scale), load_f64(x)))
-    acc = add(acc, mul(mul(load_low_nibbles(w + 10), scale), load_f64(x + X_GROUP)))
-    acc = add(acc, mul(mul(load_high_nibbles(w + 2), scale), load_f64(x + 2 * X_GROUP)))
-    return add(acc, mul(mul(load_high_nibbles(w + 10), scale), load_f64(x + 3 * X_GROUP)))
+def _weights_q4_0(w, g):
+    if g < 2:  # the first 16 weights are the low nibbles of the 16 bytes
+        return mul(load_low_nibbles(w + 2 + 8 * g), load_scale(w))
+    return mul(load_high_nibbles(w + 8 * g - 14), load_scale(w))
 
 
 # ---- y = W · x + bias --------------------------------------------------------------------------------------
 
+@register_jitable
+def _dot_group(weights, w, g, x, acc):
+    return add(acc, mul(weights(w, g), load_f64(x + g * X_GROUP)))
+
+
+@register_jitable
+def _dot_block(weights, w, x, acc):
+    # Written out, because LLVM leaves a loop of four as a loop.
+    acc = _dot_group(weights, w, 0, x, acc)
+    acc = _dot_group(weights, w, 1, x, acc)
+    acc = _dot_group(weights, w, 2, x, acc)
+    return _dot_group(weights, w, 3, x, acc)
+
+
 @inner
-def _matvec(dot, block_bytes, layer, x, y):
-    # Four rows at a time: their sums do not wait for each other, where one row's additions must.
-    n_blocks = layer.n_in_padded // BLOCK
+def _matvec(weights, block_bytes, layer, x, y):
+    # Four rows at a time: their sums do not wait for each other, where one row's additions must. Groups of the last
+    # block that hold only padding are left out: their products are zeros, and no sum here is ever −0.
+    n_blocks = layer.n_in // BLOCK
+    n_groups = (layer.n_in % BLOCK + 7) // 8
+    tail, tail_inputs = n_blocks * block_bytes, x + n_blocks * X_BLOCK
     n_tiled = layer.n_out - layer.n_out % 4
     for o in range(0, n_tiled, 4):
         w0 = layer.weights + o * layer.row_bytes
@@ -84,44 +88,51 @@ def _matvec(dot, block_bytes, layer, x, y):
         acc0, acc1, acc2, acc3 = zero(), zero(), zero(), zero()
         for b in range(n_blocks):
             at, inputs = b * block_bytes, x + b * X_BLOCK
-            acc0 = dot(w0 + at, inputs, acc0)
-            acc1 = dot(w1 + at, inputs, acc1)
-            acc2 = dot(w2 + at, inputs, acc2)
-            acc3 = dot(w3 + at, inputs, acc3)
+            acc0 = _dot_block(weights, w0 + at, inputs, acc0)
+            acc1 = _dot_block(weights, w1 + at, inputs, acc1)
+            acc2 = _dot_block(weights, w2 + at, inputs, acc2)
+            acc3 = _dot_block(weights, w3 + at, inputs, acc3)
+        for g in range(n_groups):
+            acc0 = _dot_group(weights, w0 + tail, g, tail_inputs, acc0)
+            acc1 = _dot_group(weights, w1 + tail, g, tail_inputs, acc1)
+            acc2 = _dot_group(weights, w2 + tail, g, tail_inputs, acc2)
+            acc3 = _dot_group(weights, w3 + tail, g, tail_inputs, acc3)
         bias, out = layer.bias + o * DOUBLE, y + o * DOUBLE
         store(out, sum_lanes(acc0) + load(bias))
         store(out + DOUBLE, sum_lanes(acc1) + load(bias + DOUBLE))
         store(out + 2 * DOUBLE, sum_lanes(acc2) + load(bias + 2 * DOUBLE))
         store(out + 3 * DOUBLE, sum_lanes(acc3) + load(bias + 3 * DOUBLE))
     for o in range(n_tiled, layer.n_out):
-        acc = zero()
+        w, acc = layer.weights + o * layer.row_bytes, zero()
         for b in range(n_blocks):
-            acc = dot(layer.weights + o * layer.row_bytes + b * block_bytes, x + b * X_BLOCK, acc)
+            acc = _dot_block(weights, w + b * block_bytes, x + b * X_BLOCK, acc)
+        for g in range(n_groups):
+            acc = _dot_group(weights, w + tail, g, tail_inputs, acc)
         store(y + o * DOUBLE, sum_lanes(acc) + load(layer.bias + o * DOUBLE))
 
 
 @register_jitable
 def matvec_f32(layer, x, y):
-    """To address y, the sums of a LAYER record with F32 weights for the n_in_padded float64 at address x."""
-    _matvec(_dot_f32, F32_BLOCK, layer, x, y)
+    """To address y, the sums of a LAYER record with F32 weights for the n_in float64 at x, zero-padded to eights."""
+    _matvec(_weights_f32, F32_BLOCK, layer, x, y)
 
 
 @register_jitable
 def matvec_f16(layer, x, y):
     """As `matvec_f32`, F16 weights."""
-    _matvec(_dot_f16, F16_BLOCK, layer, x, y)
+    _matvec(_weights_f16, F16_BLOCK, layer, x, y)
 
 
 @register_jitable
 def matvec_q8_0(layer, x, y):
     """As `matvec_f32`, Q8_0 weights."""
-    _matvec(_dot_q8_0, Q8_0_BLOCK, layer, x, y)
+    _matvec(_weights_q8_0, Q8_0_BLOCK, layer, x, y)
 
 
 @register_jitable
 def matvec_q4_0(layer, x, y):
     """As `matvec_f32`, Q4_0 weights."""
-    _matvec(_dot_q4_0, Q4_0_BLOCK, layer, x, y)
+    _matvec(_weights_q4_0, Q4_0_BLOCK, layer, x, y)
 
 
 @register_jitable
@@ -187,30 +198,31 @@ def _softmax(scores, n, out):
 
 @inner
 def _load_row(model, row, x):
-    """One row: fill what is missing, shift and scale, pad with zeros."""
+    """One row: fill what is missing, shift and scale."""
     for i in range(model.n_features):
         feature = load(row + i * DOUBLE)
         if math.isnan(feature):
             feature = load(model.fill_values + i * DOUBLE)
         store(x + i * DOUBLE, (feature - load(model.offset + i * DOUBLE)) * load(model.scale + i * DOUBLE))
-    _pad(x, model.n_features)
 
 
 @inner
 def _pad(values, n):
-    for i in range(n, (n + BLOCK - 1) // BLOCK * BLOCK):
+    for i in range(n, (n + 7) // 8 * 8):
         store(values + i * DOUBLE, 0.0)
 
 
 @inner
-def _run_layers(matvec, model, layers, x, y):
-    """The address of the last layer's values, x or y."""
+def _run_layers(matvec, model, layers, x, y, z):
+    """From the inputs at x, through y and z in turns → the address of the last layer's values."""
     for i in range(model.n_layers):
         layer = record(layers + i * LAYER_BYTES, LAYER)
         matvec(layer, x, y)
-        _activate(y, layer.n_out, layer.activation)
-        _pad(y, layer.n_out)
-        x, y = y, x
+        if layer.activation != IDENTITY:
+            _activate(y, layer.n_out, layer.activation)
+        if i + 1 < model.n_layers:
+            _pad(y, layer.n_out)
+        x, y, z = y, z, y
     return x
 
 
@@ -246,9 +258,12 @@ def _predict(matvec, state, rows, n_rows, predictions, probabilities, scratch):
     model = record(state, MODEL)
     layers = state + MODEL_BYTES
     n_scores = record(layers + (model.n_layers - 1) * LAYER_BYTES, LAYER).n_out
+    y = scratch + model.width * DOUBLE
+    z = y + model.width * DOUBLE
+    _pad(scratch, model.n_features)
     for i in range(n_rows):
         _load_row(model, rows + i * model.n_features * DOUBLE, scratch)
-        scores = _run_layers(matvec, model, layers, scratch, scratch + model.width * DOUBLE)
+        scores = _run_layers(matvec, model, layers, scratch, y, z)
         if not _all_finite(scores, n_scores):
             return 1
         store(predictions + i * DOUBLE, _prediction(model.output, scores, n_scores))

@@ -27,7 +27,7 @@ MODEL = np.dtype([
     ("n_features", np.int64),
     ("n_classes", np.int64),
     ("output", np.int64),       # VALUE, SCORE, BINARY or MULTICLASS
-    ("width", np.int64),        # float64 count of one of the two vectors in scratch: the widest layer, padded
+    ("width", np.int64),        # float64 count of one of the three vectors in scratch: the widest layer, padded
     ("fill_values", np.int64),  # address of (n_features) float64; NaN where missing values are not taken
     ("offset", np.int64),       # address of (n_features) float64
     ("scale", np.int64),        # address of (n_features) float64: x' = (x − offset) · scale
@@ -35,7 +35,7 @@ MODEL = np.dtype([
 LAYER = np.dtype([
     ("weights", np.int64),      # address of (n_out, row_bytes) bytes, blocks of `tensor_type`
     ("bias", np.int64),         # address of (n_out) float64
-    ("n_in_padded", np.int64),  # values in a row, a multiple of 32
+    ("n_in", np.int64),         # weights in a row, the padding not counted
     ("n_out", np.int64),
     ("row_bytes", np.int64),
     ("tensor_type", np.int64),

@@ -154,7 +154,7 @@ class TabularModel:
             n_classes=self.n_classes,
             labels=_json_labels(self.signature.classes),
             takes_missing=self.takes_missing,
-            scratch_doubles=2 * self._width,
+            scratch_doubles=3 * self._width,
             owners=(kernel, self.layers, fill_values, self.offset, self.scale),
         )
 
@@ -164,15 +164,16 @@ class TabularModel:
 
     def _state(self, fill_values: np.ndarray) -> np.ndarray:
         """The MODEL record and the LAYER records, as native.py has them."""
+        n_inputs = [self.n_features] + [len(layer.bias) for layer in self.layers[:-1]]
         state = np.zeros(MODEL.itemsize + len(self.layers) * LAYER.itemsize, np.uint8)
         state[:MODEL.itemsize].view(MODEL)[0] = (
             len(self.layers), self.n_features, self.n_classes, self.output, self._width,
             fill_values.ctypes.data, self.offset.ctypes.data, self.scale.ctypes.data,
         )
         state[MODEL.itemsize:].view(LAYER)[:] = [
-            (weight.data.ctypes.data, bias.ctypes.data, weight.shape[1], weight.shape[0],
+            (weight.data.ctypes.data, bias.ctypes.data, n_in, weight.shape[0],
              weight.data.shape[1], weight.tensor_type, activation)
-            for (weight, bias, _), activation in zip(self.layers, self._activation_codes, strict=True)
+            for (weight, bias, _), n_in, activation in zip(self.layers, n_inputs, self._activation_codes, strict=True)
         ]
         return state
 
