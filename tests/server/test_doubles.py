@@ -75,6 +75,10 @@ def parsed(text: bytes) -> tuple[float, int]:
     """`parse_double` on text that begins at 3 and is followed by digits: (value, length or status)."""
     buf = np.frombuffer(b"999" + text + b"99e99999", np.uint8).copy()
     value, after = parse_double(buf, 3, 3 + len(text))
+    # With more behind it than any number is long, other code reads the same number.
+    inside = np.frombuffer(b"999" + text + b", -12.5e-3, 1234567890", np.uint8).copy()
+    value_inside, after_inside = parse_double(inside, 3, len(inside))
+    assert (bits(value_inside), after_inside) == (bits(value), after), text
     return value, after - 3 if after >= 0 else after
 
 
