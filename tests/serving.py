@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.parser import BytesParser
 from http.client import HTTPMessage
@@ -210,3 +210,11 @@ def predict_request(inputs: object = ((0.1, 0.2, 0.3, 0.4, 0.5),), headers: dict
                     **fields: object) -> bytes:
     """A predict request as most clients send it; `fields` are those beside `inputs`."""
     return request("POST", "/v1/predict", json.dumps({"inputs": inputs, **fields}).encode(), headers)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Until the condition holds; at most WAIT_S."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)

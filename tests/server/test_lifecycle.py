@@ -5,8 +5,7 @@ import re
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,9 @@ def own(request: pytest.FixtureRequest) -> Iterator[serving.Server]:
         yield server
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + serving.WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
-
-
 def begin_to_stop(server: serving.Server, number: int = signal.SIGTERM) -> None:
     server.process.send_signal(number)
-    wait_for(lambda: "stopping" in server.stderr_text())
+    serving.wait_for(lambda: "stopping" in server.stderr_text())
 
 
 # --- output -------------------------------------------------------------------------------------
@@ -85,7 +77,7 @@ def test_share_of_the_hot_path_is_logged_to_the_last_request():
         with server.connect() as client:
             for _ in range(7):
                 client.ask(predict_request([[1, 2, 3, 4, 5]] * 3))
-        wait_for(lambda: "hot_path" in server.stderr_text())
+        serving.wait_for(lambda: "hot_path" in server.stderr_text())
         with server.connect() as client:
             for _ in range(5):
                 client.ask(predict_request())
@@ -220,7 +212,7 @@ def test_new_connections_are_refused_while_the_server_stops(own):
         client.send(b"GET /")
         assert own.ask(HEALTH).status == 200
         begin_to_stop(own)
-        wait_for(lambda: is_refused(own))
+        serving.wait_for(lambda: is_refused(own))
         assert client.ask(b"health HTTP/1.1\r\nHost: localhost\r\n\r\n").status == 200
     assert own.wait() == 0
 
