@@ -38,7 +38,7 @@ $(VENV)/serve.stamp: $(VENV)/bin/python setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/core.stamp: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[core_test]'
+	$(BIN)/python -m pip install --quiet --editable '.[coretest]'
 	touch $@ $(VENV)/serve.stamp
 
 $(VENV)/test.stamp: $(VENV)/bin/python setup.cfg pyproject.toml
