@@ -159,13 +159,13 @@ def serve(options: argparse.Namespace) -> None:
     gc.freeze()
     if stop.is_set():
         return
+    log_hot_share = HotShare(log, application.metrics.hot_totals, application.metrics.shared)
     with failing_to_listen(options):  # another process may have been faster since
         listener.start()
     application.ready = True
     address = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Testigo {kernels.__version__} serves {', '.join(served.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
-    log_hot_share = HotShare(log, application.metrics.hot_totals, application.metrics.shared)
     while not stop.wait(1 - time.time() % 1):
         listener.tick()
         log_hot_share()
