@@ -5,7 +5,6 @@ The rule to keep: stdout holds one line, the address; everything else goes to st
 """
 
 import argparse
-import gc
 import importlib.util
 import os
 import re
@@ -16,12 +15,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # imported late: --help and errors should not wait for numba
+    from server.application import Application
+    from server.listener import Listener
 
 BAD_FILE, CANNOT_LISTEN, WRONG_PACKAGE = 3, 4, 5
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def fail(status: int, message: str) -> None:
+def fail(status: int, message: str) -> NoReturn:
     print(f"server: error: {message}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -123,14 +127,21 @@ def main(argv: list[str]) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
+    native = native_is_possible() and not options.no_native
+    application = build_application(options, native)
+    listener = bind(options, application, native)
+    stop = stop_on_signals()
+    listener.prepare(application.access_log.message)
+    if not stop.is_set():
+        run(listener, stop, options)
+
+
+def build_application(options: argparse.Namespace, native: bool) -> "Application":
     from server import models
-    from server.access_log import AccessLog, HotShare
+    from server.access_log import AccessLog
     from server.application import Application
-    from server.connection import Limits
     from server.metrics import Metrics
 
-    log = AccessLog(options.log_format)
-    native = native_is_possible() and not options.no_native
     keys = read_keys(options.api_key_file)
     try:
         served = models.load(options.models, native)
@@ -139,32 +150,37 @@ def serve(options: argparse.Namespace) -> None:
     allowed = options.allowed_hosts
     if allowed is None and is_loopback(options.host):
         allowed = frozenset(LOOPBACK) | {options.host if ":" not in options.host else f"[{options.host}]"}
-    application = Application(served, Metrics(list(served.by_name)), log, keys=keys,
-                              allowed_hosts=None if allowed and "*" in allowed else allowed,
-                              cors_origin=options.cors_origin)
-    limits = Limits(max_body_bytes=options.max_body_bytes, max_connections=options.max_connections)
+    return Application(served, Metrics(list(served.by_name)), AccessLog(options.log_format), keys=keys,
+                       allowed_hosts=None if allowed and "*" in allowed else allowed, cors_origin=options.cors_origin)
+
+
+def bind(options: argparse.Namespace, application: "Application", native: bool) -> "Listener":
+    from server.connection import Limits
     if native:
         from server.native_listener import NativeListener as Kind
     else:
         from server.listener import Listener as Kind  # type: ignore[assignment]
+    limits = Limits(max_body_bytes=options.max_body_bytes, max_connections=options.max_connections)
     with failing_to_listen(options):
         listener = Kind(options.host, options.port, application, limits)
-    if not is_loopback(options.host) and not keys:
-        log.message(f"warning: {options.host} is not a loopback address and there is no --api-key-file:"
-                    " whoever reaches this port may use the models")
-    stop = stop_on_signals()
-    gc.disable()  # compiling makes a great many objects that all stay: collecting among them is a tenth of its time
-    listener.prepare(log.message)
-    gc.enable()
-    gc.freeze()
-    if stop.is_set():
-        return
-    log_hot_share = HotShare(log, application.metrics.hot_totals, application.metrics.shared)
+    if not is_loopback(options.host) and not application.keys:
+        application.access_log.message(
+            f"warning: {options.host} is not a loopback address and there is no --api-key-file: whoever reaches this"
+            " port may use the models")
+    return listener
+
+
+def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace) -> None:
+    """Serve until `stop`, then let what is in flight finish."""
+    from server.access_log import HotShare
+    application = listener.application
+    log, metrics = application.access_log, application.metrics
+    log_hot_share = HotShare(log, metrics.hot_totals, metrics.shared)
     with failing_to_listen(options):  # another process may have been faster since
         listener.start()
     application.ready = True
     address = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"Testigo {kernels.__version__} serves {', '.join(served.by_name)} at http://{address}:"
+    print(f"Testigo {kernels.__version__} serves {', '.join(application.models.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
     while not stop.wait(1 - time.time() % 1):
         listener.tick()
