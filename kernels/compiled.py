@@ -1,7 +1,7 @@
 """Where compiled code lives: the decorators of every native function, and their cache on disk.
 
 The rule to keep: a cache entry is machine code that we will run, so it is read only from a folder
-that this user owns and nobody else can write, and only for exactly these sources. numba compares
+that this user or root owns and nobody else can write, and only for exactly these sources. numba compares
 the time stamp of a function's own file but not the files of the functions that it calls; the folder's
 name therefore holds a digest of the sources, of Python and of numba. The processor is in numba's own index.
 
@@ -76,7 +76,7 @@ def cache_dir(package_dir: Path) -> Path:
     folder = _process_root() / name
     if read_only is not None:
         shutil.copytree(read_only, folder)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
@@ -108,16 +108,18 @@ def _roots() -> list[Path]:
 def _is_private_folder(folder: Path) -> bool:
     """Create the folder where it is missing; whether it is ours alone and can be written."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, exist_ok=True)  # not by `parents`, which goes by the umask
+        folder.mkdir(mode=0o700, exist_ok=True)
     except OSError:
         return False
     return _is_trusted(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _is_trusted(folder: Path) -> bool:
-    """Whether this folder and the one above are real folders that only this user can write."""
+    """Whether this folder and the one above are real folders that only this user, or root, can write."""
     try:
         found = [os.lstat(folder), os.lstat(folder.parent)]
     except OSError:
         return False
-    return all(stat.S_ISDIR(f.st_mode) and f.st_uid == os.geteuid() and not f.st_mode & 0o022 for f in found)
+    return all(stat.S_ISDIR(f.st_mode) and f.st_uid in (0, os.geteuid()) and not f.st_mode & 0o022 for f in found)

@@ -137,6 +137,12 @@ class TabularModel:
         _, probabilities = self._run(X, n_columns=self.n_classes)
         return probabilities
 
+    @property
+    def kernel(self) -> str:
+        """The weights' format, or "mixed": models of one kernel share its compiled code."""
+        found = {FORMATS[layer.weight.tensor_type].name for layer in self.layers}
+        return found.pop() if len(found) == 1 else "mixed"
+
     def native(self) -> NativeModel:
         """The compiled form; compiles, or loads from the cache, on the first call."""
         with self._lock:

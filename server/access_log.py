@@ -34,9 +34,10 @@ class AccessLog:
     def message(self, text: str) -> None:
         self.write("server", {"message": text})
 
-    def exception(self, head: RequestHead) -> None:
+    def exception(self, head: RequestHead | None) -> None:
         """The exception being handled, with its trace: for the operator; the client sees none of it."""
-        self.write("error", {"method": head.method, "path": head.path, "trace": traceback.format_exc()})
+        self.write("error", {"method": head.method if head else "-", "path": head.path if head else "-",
+                             "trace": traceback.format_exc()})
 
     def write(self, kind: str, fields: dict) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

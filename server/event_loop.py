@@ -24,7 +24,8 @@ from server import hotpath
 from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW, bytes_of, int64s_of
 from server.layout import (
     BODY, CLOSING, CONNECTION, CONNECTIONS, COUNTS, EVENTS, FLUSH_BYTES, FREE, HEAD, IDLE, IDLE_WORKERS, LINGERING,
-    LOOP, LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, TIMEOUTS, WATCHED, WORK,
+    LOOP, LOOP_LOADS, MAX_EVENTS, OVERLOADED, OWNED, REFUSAL, REFUSED, SHARED, TIMED_OUT, TIMEOUTS,
+    TURNED_AWAY, WATCHED, WORK,
 )
 from server.libc import (
     CLOCK_MONOTONIC, EAGAIN, EINTR, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EVENT_DATA, EVENT_INTS, MSG_DONTWAIT,
@@ -81,7 +82,8 @@ def close_connection(shared, fd):
     connection.state = FREE
     gauges = int64s_of(shared.gauges)
     atomic_add(gauges, LOOP_LOADS + connection.loop, -1)
-    atomic_add(gauges, CONNECTIONS, -1)
+    if connection.phase != TURNED_AWAY:
+        atomic_add(gauges, CONNECTIONS, -1)
     close(fd)  # last: the number may belong to a new connection at once
 
 
@@ -268,13 +270,14 @@ def accept_ready(shared, work):
             if gauges[LOOP_LOADS + i] < gauges[LOOP_LOADS + loop]:
                 loop = i
         connection = connections_of(shared.connections)[fd]
-        connection.loop, connection.state = loop, WATCHED
-        connection.phase, connection.deadline_ns = IDLE, 0
         enter_phase(shared, work, connection, IDLE)
+        connection.loop, connection.state = loop, WATCHED
         atomic_add(gauges, LOOP_LOADS + loop, 1)
         if atomic_add(gauges, CONNECTIONS, 1) >= shared.max_connections:
-            send_refusal(shared, work, fd, OVERLOADED)
+            atomic_add(gauges, CONNECTIONS, -1)
             atomic_add(gauges, REFUSED, 1)
+            connection.phase = TURNED_AWAY
+            send_refusal(shared, work, fd, OVERLOADED)
             linger(shared, work, fd)
         watch(shared, work, fd)
 
@@ -282,7 +285,7 @@ def accept_ready(shared, work):
 @inner
 def sweep(shared, work, loop, now):
     """Close what is past its deadline, in this loop → when to look again. While draining, the idle go too."""
-    connections = connections_of(shared.connections)
+    connections, epoll = connections_of(shared.connections), loops_of(shared.loops)[loop].epoll
     next_ns = now + SWEEP_NS
     for fd in range(connections.size):
         connection = connections[fd]
@@ -291,12 +294,16 @@ def sweep(shared, work, loop, now):
         idle = connection.state == WATCHED and connection.phase == IDLE
         if connection.deadline_ns > now and not (idle and shared.draining):
             next_ns = min(next_ns, connection.deadline_ns)
+        elif epoll_ctl(epoll, EPOLL_CTL_DEL, fd, 0) < 0:
+            continue  # it is still, or again, in the hands of another thread: only what is in the epoll is ours
         elif connection.state == LINGERING or idle:
             close_connection(shared, fd)
         else:
             atomic_add(int64s_of(shared.gauges), TIMEOUTS, 1)
             send_refusal(shared, work, fd, TIMED_OUT)
             linger(shared, work, fd)
+            next_ns = min(next_ns, connection.deadline_ns)
+            watch(shared, work, fd)
     return next_ns
 
 

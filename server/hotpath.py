@@ -242,6 +242,7 @@ def read_head(shared, work, at, end):
         return INCOMPLETE_HEAD, body, 0, True
     work.request_id.length = 0
     length, keep_alive, hot, authorized, seen = 0, True, True, shared.keys.length == 0, 0
+    good_host = False
     for i in range(n_lines - 1):
         name_at, line_end = lines[i], lines[i + 1] - 2
         name_end = name_at
@@ -255,7 +256,7 @@ def read_head(shared, work, at, end):
         seen |= 1 << field
         value_at, value_end = trim(buf, name_end + 1, line_end)
         if field == HOST:
-            hot &= is_allowed_host(shared, buf, value_at, value_end)
+            good_host = is_allowed_host(shared, buf, value_at, value_end)
         elif field == CONTENT_LENGTH:
             length = read_length(buf, value_at, value_end)
             if length < 0 or length > shared.max_body_bytes:
@@ -273,7 +274,9 @@ def read_head(shared, work, at, end):
             hot &= note_request_id(work, value_at, value_end)
         elif field < FIRST_REPEATABLE:  # the body may not be where and what it seems
             return SLOW, body, 0, True
-    hot &= seen >> HOST & 1 and authorized and length > 0 and not shared.draining
+    if not good_host:  # it may be one that is refused, whatever its body: Python knows
+        return SLOW, body, 0, True
+    hot &= authorized and length > 0 and not shared.draining
     hot &= lines[0] - at == REQUEST_LINE.size and equals(buf, at, lines[0], REQUEST_LINE)
     if body + length > end and (hot or body + length - at <= buf.size):
         return INCOMPLETE_BODY, body, length, keep_alive

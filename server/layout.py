@@ -26,7 +26,7 @@ CONNECTION = np.dtype([
     ("unsent_bytes", np.int64),
 ])
 
-IDLE, HEAD, BODY, CLOSING = range(4)  # phases; the last: no more than its unsent bytes
+IDLE, HEAD, BODY, CLOSING, TURNED_AWAY = range(5)  # phases; no more than its unsent bytes; over max_connections
 
 LOOP = np.dtype([("epoll", np.int32), ("wake", np.int32),  # wake: eventfd that makes the loop look around
                  ("sweep_ns", np.int64)])  # when it will look at the deadlines of its connections

@@ -64,6 +64,8 @@ class Metrics:
         hot, hot_rows, hot_ns = self.hot_totals()
         with self._lock:
             total = hot + sum(self._requests.values())
+            if self.shared is not None:
+                total += int(self.shared.gauges[layout.TIMEOUTS])
             rows = hot_rows + sum(self._rows.values())
             answered, seconds = hot + int(self._buckets.sum()), hot_ns / 1e9 + self._seconds
         return {"total_requests": total, "total_predictions": rows,

@@ -23,6 +23,7 @@ from server.listener import SPARE_DESCRIPTORS, Listener
 
 LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
 FIRST_WORKERS, SPARE_WORKERS = 8, 16
+GRACE_S = 0.1  # after the deadline of a drain, for threads that have only to return
 DATE_PLACE = "x" * layout.DATE_BYTES  # native code writes the Date here
 
 
@@ -38,7 +39,7 @@ class NativeListener(Listener):
 
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Compile what these models need, or load it from the cache."""
-        warm.compile_ahead([model.path for model in self.application.models.by_name.values()], progress)
+        warm.compile_ahead(list(self.application.models.by_name.values()), progress)
         self.native = Native()
         n_loops = len(os.sched_getaffinity(0))
         self._build_shared(n_loops, self.limits.max_connections + SPARE_DESCRIPTORS)
@@ -123,7 +124,7 @@ class NativeListener(Listener):
             thread.join(max(0.0, deadline - time.monotonic()))
         os.close(self._queue[1])  # no event loop hands anything over any more: idle workers see the end and return
         for thread in list(self._serving_threads):
-            thread.join(max(0.1, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline + GRACE_S - time.monotonic()))
         return not any(thread.is_alive() for thread in self._serving_threads)
 
     # --- threads ---
@@ -156,7 +157,11 @@ class NativeListener(Listener):
                 return
             if gauges[layout.IDLE_WORKERS] <= 0:
                 self._start_worker()
-            self._serve(fd, work)
+            try:
+                self._serve(fd, work)
+            except Exception:  # a bug must cost one connection, not a worker and a connection that nobody closes
+                self.application.access_log.exception(None)
+                self.native.leave(self.shared.address, work.address, fd)
         with self._lock:
             self._free_rows.insert(0, row)
             self._serving_threads.remove(threading.current_thread())
@@ -172,10 +177,14 @@ class NativeListener(Listener):
                 return
             n, needed = int(work.result[0]), int(work.result[1])
             if outcome == LARGE:
-                larger = self._work(int(work.record[0]["thread"]), needed)
-                larger.received[:n] = work.received[:n]
-                work = larger
-                continue
+                try:
+                    larger = self._work(int(work.record[0]["thread"]), needed)
+                except MemoryError:
+                    pass  # Python receives it without room for the worst that such a body could hold
+                else:
+                    larger.received[:n] = work.received[:n]
+                    work = larger
+                    continue
             connection = connection or HeldConnection(self)
             n = connection.serve(fd, work.received, n, late=outcome == LATE)
             if n < 0:

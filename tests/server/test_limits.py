@@ -227,3 +227,23 @@ def test_many_clients_at_once_are_all_served(server):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_request_without_a_good_host_is_refused_before_its_body(server):
+    for host in (b"", b"Host: a:99999\r\n"):
+        with server.connect(timeout_s=PATIENCE_S) as client:
+            client.send(b"POST /v1/predict HTTP/1.1\r\n" + host + b"Content-Length: 50\r\n\r\n")
+            assert client.receive().status == 400
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
+def test_refused_connections_take_no_place(native):
+    with serving.start("--max-connections", "2", native=native) as server, ExitStack() as stack:
+        admitted = [server.connect() for _ in range(2)]
+        for client in admitted:
+            assert client.ask(request("GET", "/health")).status == 200
+        for _ in range(5):
+            client = stack.enter_context(server.connect())
+            assert client.receive().status == 503  # and is left open by its client
+        metrics = admitted[0].ask(request("GET", "/metrics")).body.decode()
+        assert "testigo_connections 2.0\n" in metrics and "testigo_refused_connections_total 5.0\n" in metrics
