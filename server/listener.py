@@ -34,6 +34,7 @@ class Listener(ThreadingHTTPServer):
         self.application, self.limits, self.draining = application, limits, False
         self._open, self._refused = 0, 0
         self._open_lock = threading.Lock()
+        self._turned_away: socket.socket | None = None  # by the accepting thread, which closes it next
         self._lingering: collections.deque[tuple[float, socket.socket]] = collections.deque()  # refused; until when
         application.metrics.connections = lambda: (self._open, self._refused)
         super().__init__((host, port), Connection, bind_and_activate=False)
@@ -74,10 +75,11 @@ class Listener(ThreadingHTTPServer):
     def verify_request(self, request, client_address) -> bool:
         """Whether there is room for this connection; one that is not admitted is told so."""
         with self._open_lock:
-            self._open += 1
-            admitted = self._open <= self.limits.max_connections
+            admitted = self._open < self.limits.max_connections
+            self._open += admitted
         if not admitted:
             self._refused += 1
+            self._turned_away = request
             with suppress(OSError):  # the loss of an error message only
                 request.sendall(refusal(OVERLOADED, http_date()))
                 self._lingering.append((time.monotonic() + LINGER_S, request.dup()))
@@ -89,8 +91,11 @@ class Listener(ThreadingHTTPServer):
             self._lingering.popleft()[1].close()
 
     def shutdown_request(self, request) -> None:
-        with self._open_lock:
-            self._open -= 1
+        if request is self._turned_away:
+            self._turned_away = None
+        else:
+            with self._open_lock:
+                self._open -= 1
         super().shutdown_request(request)
 
     def drain(self, deadline: float) -> bool:

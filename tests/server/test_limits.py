@@ -3,7 +3,6 @@
 import select
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -180,10 +179,11 @@ def test_connections_above_the_limit_get_503_and_others_are_served(native):
 
 
 def wait_until_served(server: serving.Server) -> None:
-    """The server notices that its clients left when it next looks; until then it refuses."""
-    deadline = time.monotonic() + serving.WAIT_S
-    while server.ask(HEALTH).status != 200:
-        assert time.monotonic() < deadline
+    """The server notices that its clients left when it next looks; until then it counts them."""
+    def only_this_connection() -> bool:
+        response = server.ask(request("GET", "/metrics"))
+        return response.status == 200 and b"testigo_connections 1.0\n" in response.body
+    serving.wait_for(only_this_connection)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -239,7 +239,7 @@ def test_request_without_a_good_host_is_refused_before_its_body(server):
 @pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
 def test_refused_connections_take_no_place(native):
     with serving.start("--max-connections", "2", native=native) as server, ExitStack() as stack:
-        admitted = [server.connect() for _ in range(2)]
+        admitted = [stack.enter_context(server.connect()) for _ in range(2)]
         for client in admitted:
             assert client.ask(request("GET", "/health")).status == 200
         for _ in range(5):
