@@ -21,8 +21,6 @@ from pathlib import Path
 import numba
 from numba.core import config
 
-CACHE_VARIABLES = ("TESTIGO_CACHE_DIR", "XDG_CACHE_HOME")  # the only environment variables that kernels/ reads
-
 
 # IEEE arithmetic as it is written; a division by zero gives inf or nan; no reference counts, so no allocation.
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False, "_nrt": False}
@@ -98,6 +96,7 @@ def _digest(package_dir: Path) -> str:
 
 
 def _roots() -> list[Path]:
+    # The only environment variables that kernels/ reads.
     named = os.environ.get("TESTIGO_CACHE_DIR")
     xdg = os.environ.get("XDG_CACHE_HOME")
     user = Path(xdg) if xdg else Path("~/.cache").expanduser()

@@ -107,14 +107,6 @@ def zero(typingctx):
 
 
 @intrinsic
-def splat(typingctx, scalar):
-    """Eight times the same float64."""
-    def codegen(context, builder, signature, args):
-        return _broadcast(builder, args[0])
-    return f64x8(types.float64), codegen
-
-
-@intrinsic
 def add(typingctx, a, b):
     """a + b, lane by lane."""
     def codegen(context, builder, signature, args):
