@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 
-.PHONY: serve test test-core lint latency compare fuzz strace clean
+.PHONY: serve test test-core lint validate who-talks latency compare fuzz strace chromium clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/python -m server --port $(PORT) $(MODELS)
 
-test: $(VENV)/test.stamp strace
+test: $(VENV)/test.stamp strace chromium
 	$(BIN)/python -m pytest $(TESTS)
 
 # The core packages only: no model files to fetch, no strace, no Java.
@@ -17,7 +17,7 @@ test-core: $(VENV)/core.stamp
 	$(BIN)/python -m pytest -m core
 
 lint: $(VENV)/test.stamp
-	$(BIN)/python -m flake8 kernels server tests
+	$(BIN)/python -m flake8 kernels server tracing tests
 	$(BIN)/python -m mypy
 
 latency: $(VENV)/bench.stamp
@@ -49,11 +49,17 @@ $(VENV)/bench.stamp: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	touch $@
 
-# Tests count system calls with strace; where it can't be had they say so and are skipped.
-strace:
-	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && apt-get install -y -qq strace >/dev/null; } \
-	  || echo "strace is missing and cannot be installed here (apt-get as root): tests that count system calls are skipped"
+# Tests trace with strace and look at reports in Chromium; where these can't be had they say so and are skipped.
+strace chromium:
+	@command -v $@ >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $@ >/dev/null; } \
+	  || echo "$@ is missing and cannot be installed here (apt-get as root): tests that need it are skipped"
+
+validate: $(VENV)/serve.stamp strace
+	$(BIN)/python -m tracing validate --report report.html
+
+who-talks: $(VENV)/test.stamp strace
+	$(BIN)/python -m tracing who-talks --out docs/who-talks.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .hypothesis

@@ -1,5 +1,5 @@
-"""`python -m server`: options, start, stop. Exit statuses: 0 stopped as asked, 2 bad option, 3 unreadable model or key
-file, 4 cannot listen, 5 wrong `kernels` package.
+"""`python -m server`: options, start, stop. Exit statuses: 0 stopped as asked, 2 bad option, 3 unreadable model, key
+file or sandbox profile, 4 cannot listen, 5 wrong `kernels` package, 6 no sandbox possible.
 
 The rule to keep: stdout holds one line, the address; everything else goes to stderr.
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported late: --help and errors should not wait for numba
     from server.application import Application
     from server.listener import Listener
 
-BAD_FILE, CANNOT_LISTEN, WRONG_PACKAGE = 3, 4, 5
+BAD_FILE, CANNOT_LISTEN, WRONG_PACKAGE, NO_SANDBOX = 3, 4, 5, 6
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -37,6 +37,7 @@ if _found is None or not any((Path(folder) / "gguf.py").exists() for folder in _
 
 import kernels  # noqa: E402
 from kernels import DEFAULT_MODEL, ModelError  # noqa: E402
+from server import allocator, markers, sandbox  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,8 +50,9 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     p = Parser(prog="python -m server", description="Serve models over HTTP.",
                epilog="Also: 'python -m server doctor' says what works on this machine, 'python -m server warm"
-                      " [MODEL ...]' compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model"
-                      " or key file, 4 cannot listen, 5 wrong 'kernels' package.")
+                      " [MODEL ...]' compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model,"
+                      " key file or sandbox profile, 4 cannot listen, 5 wrong 'kernels' package, 6 no sandbox"
+                      " possible.")
     p.add_argument("models", nargs="*", type=Path, metavar="MODEL",
                    help=f"model files; the first one answers requests that name none (default: {DEFAULT_MODEL.stem})")
     p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
@@ -67,6 +69,10 @@ def parser() -> Parser:
                    help="let pages of this origin (or *) call the server from a browser")
     p.add_argument("--log-format", choices=("text", "json"), default="text")
     p.add_argument("--no-native", action="store_true", help="serve everything in Python, without compiled code")
+    p.add_argument("--sandbox", type=Path, nargs="?", const=sandbox.DEFAULT_PROFILE, metavar="PROFILE",
+                   help="once started, refuse this process all system calls but those of an OCI seccomp profile"
+                        " (default: what serving needs; no new connections, processes or open files); name MODELs"
+                        " before it")
     p.add_argument("--version", action="version", version=f"testigo {kernels.__version__}")
     return p
 
@@ -123,17 +129,46 @@ def main(argv: list[str]) -> None:
         p = Parser(prog="python -m server warm", description="Compile ahead what serving these models needs.")
         p.add_argument("models", nargs="*", metavar="MODEL", help=f"model files (default: {DEFAULT_MODEL.stem})")
         raise SystemExit(warm.main(p.parse_args(argv[1:]).models))
+    markers.phase("startup")
     serve(parser().parse_args(argv))
 
 
 def serve(options: argparse.Namespace) -> None:
     native = native_is_possible() and not options.no_native
+    close_sandbox = prepare_sandbox(options.sandbox)
+    markers.phase("load")
     application = build_application(options, native)
     listener = bind(options, application, native)
     stop = stop_on_signals()
+    markers.phase("warmup")
     listener.prepare(application.access_log.message)
+    allocator.settle()
     if not stop.is_set():
-        run(listener, stop, options)
+        run(listener, stop, options, close_sandbox)
+
+
+def prepare_sandbox(path: Path | None) -> Callable[[], None]:
+    """What sets the sandbox, which is checked as far as it can be before."""
+    if path is None:
+        return lambda: None
+    if reason := sandbox.unsupported():
+        fail(NO_SANDBOX, f"--sandbox: {reason}")
+    try:
+        profile = sandbox.load(path)
+        program = sandbox.program(profile)
+    except sandbox.ProfileError as error:
+        fail(BAD_FILE, f"--sandbox {error}")
+    if profile.ignored:
+        print(f"server: --sandbox {path}: {len(profile.ignored)} unknown system calls are ignored:"
+              f" {', '.join(profile.ignored[:8])}{', …' * (len(profile.ignored) > 8)}", file=sys.stderr)
+
+    def close() -> None:
+        try:
+            sandbox.enforce(program, profile.flags)
+        except sandbox.SandboxError as error:
+            print(f"server: error: --sandbox: {error}", file=sys.stderr, flush=True)
+            os._exit(NO_SANDBOX)  # the event loops run already, and would keep the process
+    return close
 
 
 def build_application(options: argparse.Namespace, native: bool) -> "Application":
@@ -170,7 +205,8 @@ def bind(options: argparse.Namespace, application: "Application", native: bool) 
     return listener
 
 
-def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace) -> None:
+def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace,
+        close_sandbox: Callable[[], None] = lambda: None) -> None:
     """Serve until `stop`, then let what is in flight finish."""
     from server.access_log import HotShare
     application = listener.application
@@ -180,6 +216,8 @@ def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace
         listener.start()
     application.ready = True
     address = f"[{options.host}]" if ":" in options.host else options.host
+    close_sandbox()  # not before: what a filter is made from (a trace of serving) holds no listen, and few clones
+    markers.phase("serving")
     print(f"Testigo {kernels.__version__} serves {', '.join(application.models.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
     while not stop.wait(1 - time.time() % 1):
@@ -187,7 +225,9 @@ def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace
         log_hot_share()
     application.ready = False
     log.message("stopping: waiting for requests in flight")
+    markers.phase("drain")
     all_done = listener.drain(time.monotonic() + DRAIN_S)
+    markers.phase("shutdown")
     log_hot_share()
     if not all_done:
         log.message("stopped with requests in flight")

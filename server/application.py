@@ -29,6 +29,7 @@ class Application:
         self.keys = tuple(key.encode() for key in keys)
         self.allowed_hosts = allowed_hosts  # None: any
         self.cors_origin = cors_origin
+        self.page = files("server").joinpath("page.html").read_bytes()
         self.ready = False
 
     def check(self, head: RequestHead) -> ApiError | None:
@@ -161,7 +162,7 @@ def describe_api(app: Application, request: Request, argument: str) -> Response:
 
 
 def page(app: Application, request: Request, argument: str) -> Response:
-    return Response(200, files("server").joinpath("page.html").read_bytes(), "text/html; charset=utf-8",
+    return Response(200, app.page, "text/html; charset=utf-8",
                     headers=(("Content-Security-Policy", "default-src 'self'; style-src 'unsafe-inline';"
                                                          " script-src 'unsafe-inline'"),))
 

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from server import markers
 from server.errors import TIMED_OUT, ApiError, error_body
 from server.http1 import ChunkedDecoder, HeadParser, Refusal, RequestHead
 
@@ -103,10 +104,23 @@ class Connection(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         """Serve one request, from `received` and the socket; sets `close_connection` where no other may follow."""
-        start, head = time.perf_counter(), None
+        start, head, refusal = time.perf_counter(), None, None
         try:
             head = self.receive_head()
             start = time.perf_counter()
+        except (Refusal, ApiError) as error:
+            refusal = error
+        mark = markers.begin(head.headers.get("x-request-id") if head else None)
+        try:
+            self.serve_received(head, refusal, start)
+        finally:
+            markers.end(mark)
+
+    def serve_received(self, head: RequestHead | None, refusal: Refusal | ApiError | None, start: float) -> None:
+        """Answer the request with this head, or tell why there is none."""
+        try:
+            if head is None:
+                raise refusal
             self.close_connection = not head.keep_alive
             response = self.respond(head)
         except (Refusal, ApiError) as error:
@@ -117,8 +131,12 @@ class Connection(BaseHTTPRequestHandler):
 
     def time_out(self) -> None:
         """Tell the client that its request did not arrive in time."""
-        self.close_connection = True
-        self.reply(None, Response.of_error(TIMED_OUT), 0.0)
+        mark = markers.begin(None)
+        try:
+            self.close_connection = True
+            self.reply(None, Response.of_error(TIMED_OUT), 0.0)
+        finally:
+            markers.end(mark)
 
     def reply(self, head: RequestHead | None, response: Response, seconds: float) -> None:
         self.server.application.note(self.client_address, head, response, seconds)

@@ -7,6 +7,8 @@ import shutil
 import sys
 from collections.abc import Callable
 
+from server import sandbox
+
 # (what, whether it is there, what it gives, how to get it)
 Check = tuple[str, Callable[[], bool], str, str]
 
@@ -34,6 +36,8 @@ def checks() -> list[Check]:
         ("AVX2", _has_avx2, "vector instructions", "without it the kernels run as portable vector code"),
         ("numba", lambda: _found("numba"), "compiled kernels and hot path", "pip install numba"),
         ("gguf", lambda: _found("gguf"), "python -m kernels quantize, kernels.export", "pip install 'testigo[gguf]'"),
+        ("seccomp", lambda: not sandbox.unsupported(), "python -m server --sandbox",
+         "Linux 4.14 or newer, 64-bit x86 or ARM"),
         ("strace", lambda: shutil.which("strace") is not None, "system calls can be counted", "apt-get install strace"),
     ]
 

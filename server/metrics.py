@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import psutil
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from server import layout
+from server.process import Process
 
 BOUNDS_S = layout.BUCKET_BOUNDS_NS / 1e9
 PREDICT = "/v1/predict"
@@ -38,7 +38,7 @@ class Metrics:
         self._seconds = 0.0
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._process = psutil.Process()
+        self._process = Process()
 
     def count(self, route: str, status: int, seconds: float, model: str, rows: int) -> None:
         with self._lock:
@@ -102,10 +102,8 @@ class Metrics:
         yield GaugeMetricFamily("testigo_connections", "Open connections.", opened)
         yield CounterMetricFamily("testigo_refused_connections", "Connections over --max-connections.", refused)
         yield GaugeMetricFamily("testigo_uptime_seconds", "Since the start.", time.monotonic() - self._start_s)
-        with self._process.oneshot():  # the names are those of Prometheus's own clients
-            cpu = self._process.cpu_times()
-            yield CounterMetricFamily("process_cpu_seconds", "User and system time.", cpu.user + cpu.system)
-            yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory.",
-                                    self._process.memory_info().rss)
-            yield GaugeMetricFamily("process_open_fds", "Open descriptors.", self._process.num_fds())
-            yield GaugeMetricFamily("process_start_time_seconds", "Since 1970.", self._process.create_time())
+        # The names are those of Prometheus's own clients.
+        yield CounterMetricFamily("process_cpu_seconds", "User and system time.", self._process.cpu_s())
+        yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory.", self._process.resident_bytes())
+        yield GaugeMetricFamily("process_open_fds", "Open descriptors.", self._process.n_descriptors())
+        yield GaugeMetricFamily("process_start_time_seconds", "Since 1970.", self._process.create_time_s)

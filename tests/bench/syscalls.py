@@ -1,55 +1,27 @@
 """The system calls of a running server, by thread, as strace sees them.
 
-The rule to keep: a call counts when it ends; of calls that are cut in two by other threads' lines the two
-halves are one call. What must be exact waits for calls (`wait_for`), not for the clock (`settle`).
+The rule to keep: a call counts when it ends. What must be exact waits for calls (`wait_for`), not
+for the clock (`settle`).
 
 https://man7.org/linux/man-pages/man1/strace.1.html
 """
 
-import re
 import shutil
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+
+from tracing.parse import Call, Parser
 
 WAIT_S = 30.0
 SETTLED_S = 0.1
 WARM_UP = 64  # requests after which a connection has found the thread that it stays with
-LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)")
-UNFINISHED = "<unfinished ...>"
 
 
 class NoTrace(Exception):
     """System calls cannot be seen here, and why."""
-
-
-class Call(NamedTuple):
-    tid: int
-    name: str
-    text: str  # arguments and result: '5, "POST /v1/predict"..., 65536, 0, NULL, NULL) = 163'
-
-
-class Parser:
-    """Lines of `strace -f` → calls that have ended."""
-
-    def __init__(self) -> None:
-        self._begun: dict[int, str] = {}  # thread → arguments so far
-
-    def feed(self, line: str) -> Call | None:
-        """The call that ends with this line; None for the beginning of one, signals and ends of threads."""
-        found = LINE.match(line)
-        if found is None:
-            return None
-        tid, text = int(found[1]), found[4].rstrip()
-        if text.endswith(UNFINISHED):
-            self._begun[tid] = text.removesuffix(UNFINISHED)
-            return None
-        if found[3]:
-            text = self._begun.pop(tid, "") + text
-        return Call(tid, found[2] or found[3], text)
 
 
 class Trace:
@@ -64,11 +36,11 @@ class Trace:
     def _read(self, strace: subprocess.Popen) -> None:
         parser = Parser()
         for line in strace.stdout:
-            call = parser.feed(line)
-            if call is not None:
+            event = parser.feed(line.rstrip("\n"))
+            if isinstance(event, Call):
                 with self._ended:
-                    self.calls.append(call)
-                    self._counts[call.name] += 1
+                    self.calls.append(event)
+                    self._counts[event.name] += 1
                     self._ended.notify_all()
 
     def count(self, name: str) -> int:

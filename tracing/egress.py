@@ -1,0 +1,288 @@
+"""What counts as leaving: every way in which a call can hand bytes to something outside the traced processes.
+
+The rule to keep: an attempt counts, whatever it returned; and a socket is judged by where it came from. Sockets come
+into a trace only by socket, accept, socketpair, inheritance, SCM_RIGHTS and pidfd_getfd; each is looked at where it
+happens, so that a `write` which a recording leaves out cannot matter.
+
+Not leaving: an answer on an accepted connection; a socketpair or a listening socket of traced processes; a connect
+to an AF_UNIX path that does not exist (glibc looks for /var/run/nscd/socket), which is noted.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterator
+from fnmatch import fnmatchcase
+from ipaddress import ip_network
+from typing import NamedTuple
+
+from tracing import fds
+from tracing.fds import Description, Descriptors
+from tracing.parse import Call
+from tracing.replay import Step
+from tracing.sockets import UNREADABLE, Address, address_of
+from tracing.syntax import arguments, descriptor, text_of
+
+LEAVES, UNPROVEN, NOTED = "leaves", "unproven", "noted"
+
+# (type, protocol) of the Internet sockets whose every way out is a call that is judged here. (SCTP connects in a
+# setsockopt.)
+PLAIN = {("SOCK_STREAM", "IPPROTO_IP"), ("SOCK_STREAM", "IPPROTO_TCP"), ("SOCK_STREAM", "IPPROTO_MPTCP"),
+         ("SOCK_DGRAM", "IPPROTO_IP"), ("SOCK_DGRAM", "IPPROTO_UDP"), ("SOCK_DGRAM", "IPPROTO_UDPLITE"),
+         ("SOCK_DGRAM", "IPPROTO_ICMP"), ("SOCK_DGRAM", "IPPROTO_ICMPV6")}
+JOINS = re.compile(r"IP_ADD_(SOURCE_)?MEMBERSHIP|IPV6_(ADD_MEMBERSHIP|JOIN_\w+)|MCAST_JOIN\w*|PACKET_ADD_MEMBERSHIP")
+DEVICES = re.compile(r"/dev/(net/tun|vhost-(net|vsock)|k?mem|port)$")
+MEMORY = re.compile(r"/proc/(\d+)(?:/task/\d+)?/mem$")
+MESSAGE_NAME = re.compile(r"msg_name=(NULL|\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*\")*\}|0x[0-9a-f]+)")
+NO_SUCH_PATH = {"ENOENT", "ENOTDIR"}
+
+# Calls without which a recording cannot show what leaves.
+NEEDED = tuple("""
+    socket connect sendto sendmsg sendmmsg recvmsg recvmmsg accept accept4 bind listen setsockopt socketpair
+    getsockname clone clone3 fork vfork execve execveat exit_group splice sendfile process_vm_writev ptrace
+    io_uring_setup io_uring_enter io_uring_register io_submit pidfd_getfd open openat openat2 creat access dup
+    dup2 dup3 fcntl close close_range prctl seccomp bpf init_module finit_module unshare setns
+""".split())
+
+
+class Finding(NamedTuple):
+    kind: str  # LEAVES, UNPROVEN or NOTED
+    why: str
+
+
+class Watch:
+    """Examines calls one by one, with the descriptors as they are at that moment."""
+
+    def __init__(self, descriptors: Descriptors, living: Container[int], named: tuple[str, ...] = ()):
+        self._descriptors, self._living, self._named = descriptors, living, named
+        self._moved = False  # a process went to another network namespace: loopback is not what it was
+        self._went_out = False  # some socket has had a peer outside
+
+    def examine(self, step: Step) -> Finding | None:
+        """What is wrong with this call, if anything; call it for every step, also in phases that are not judged."""
+        look = EXAMINE.get(step.call.name)
+        return look(self, step, arguments(step.call.args)) if look else None
+
+    def still_open(self) -> Iterator[Finding]:
+        """What is open now and could be written to unseen."""
+        seen: set[int] = set()
+        for table in self._descriptors.tables.values():
+            for fd, entry in table.entries.items():
+                finding = self._judge_open(entry.description)
+                if finding and id(entry.description) not in seen:
+                    seen.add(id(entry.description))
+                    yield Finding(UNPROVEN, f"descriptor {fd}: {finding}")
+
+    def _judge_open(self, one: Description) -> str:
+        if "io_uring" in one.name:
+            return "an io_uring is there, whose operations are not seen"
+        if one.suspect:
+            return f"{one.suspect} is open"
+        if one.kind == "file" and DEVICES.match(one.name):
+            return f"{one.name} was open before"
+        if one.kind != "socket" or one.listening:
+            return ""
+        if one.origin in (fds.INHERITED, fds.UNKNOWN) or one.others:
+            return f"a socket ({one.name}) came from outside the trace; what is written to it may leave"
+        leaves = self.to(one.peer) if one.origin == fds.OPENED and one.peer else None
+        return f"a socket is connected to {one.peer}; what is written to it may not be seen" if leaves else ""
+
+    # --- addresses ---
+
+    def to(self, address: Address | None, errno: str = "") -> Finding | None:
+        """Whether bytes sent to this address leave the traced processes."""
+        finding = self._judge(address, errno)
+        self._went_out |= finding is not None and finding.kind != NOTED
+        return finding
+
+    def _judge(self, address: Address | None, errno: str) -> Finding | None:
+        if address is None or address.family == "AF_UNSPEC":
+            return None
+        if address == UNREADABLE:
+            return Finding(UNPROVEN, "its address could not be read")
+        if any(is_named(address, name) for name in self._named):
+            return Finding(NOTED, f"to {address}, which the policy names")
+        if address.family == "AF_UNIX":
+            return self._to_unix(address, errno)
+        if address.is_local:
+            inside = not self._moved and any(not s.shares_port for s in self._descriptors.bound_to(address))
+            return None if inside else Finding(LEAVES, f"to {address}: on this machine, but not a traced process")
+        if address.is_ip:
+            return Finding(LEAVES, f"to {address}" + (" (DNS)" if address.port == 53 else ""))
+        return Finding(LEAVES, f"to a {address.family} address")
+
+    def _to_unix(self, address: Address, errno: str) -> Finding | None:
+        if errno in NO_SUCH_PATH and not address.host.startswith("@"):
+            return Finding(NOTED, f"to {address}, which does not exist")
+        if any(True for _ in self._descriptors.bound_to(address)):
+            return None
+        return Finding(LEAVES, f"to {address}: a helper that is not traced")
+
+    # --- one function a way out ---
+
+    def _socket(self, step: Step, given: list[str]) -> Finding | None:
+        family, kind, protocol = ([*given, "", "", ""])[:3]
+        kind = kind.partition("|")[0]
+        plain = family in ("AF_INET", "AF_INET6") and (kind, protocol) in PLAIN
+        if plain or family in ("AF_UNIX", "AF_ALG"):
+            return None
+        why = f"a {kind} socket for {protocol}" if family in ("AF_INET", "AF_INET6") else f"a socket of family {family}"
+        if step.descriptor and step.call.result is not None and step.call.result >= 0:
+            step.descriptor.suspect = why
+        return Finding(LEAVES, why)
+
+    def _connect(self, step: Step, given: list[str]) -> Finding | None:
+        return self.to(address_of(given[1]) if len(given) > 1 else UNREADABLE, step.call.errno)
+
+    def _sendto(self, step: Step, given: list[str]) -> Finding | None:
+        address = address_of(given[4]) if len(given) > 4 else UNREADABLE
+        return self.to(address, step.call.errno) if address else self._send(step, given)
+
+    def _sendmsg(self, step: Step, given: list[str]) -> Finding | None:
+        names = MESSAGE_NAME.findall(step.call.args)
+        if not names:
+            return Finding(UNPROVEN, "its messages could not be read")
+        carrier = step.descriptor
+        if "SCM_RIGHTS" in step.call.args and (carrier is None or carrier.origin != fds.PAIRED):
+            return Finding(UNPROVEN, "passes descriptors to a process that may not be traced")
+        found = [self.to(address_of(name), step.call.errno) for name in names if name != "NULL"]
+        if "NULL" in names:
+            found.append(self._send(step, given))
+        return _worst(found)
+
+    def _send(self, step: Step, given: list[str]) -> Finding | None:
+        """Bytes for a descriptor, without an address."""
+        return self._into(step.descriptor, step.call)
+
+    def _into(self, one: Description | None, call: Call) -> Finding | None:
+        if call.errno in ("ENOTCONN", "EBADF", "EDESTADDRREQ", "ENOTSOCK"):
+            return None
+        if one is None:
+            return Finding(UNPROVEN, "it is not known what this descriptor is")
+        if one.kind != "socket" or one.origin in (fds.ACCEPTED, fds.PAIRED):
+            return None
+        if one.origin in (fds.INHERITED, fds.UNKNOWN) or one.others:
+            return Finding(UNPROVEN, f"into a socket ({one.name}) that came from outside the trace")
+        return self.to(one.peer)
+
+    def _sendfile(self, step: Step, given: list[str]) -> Finding | None:
+        return self._send(step, given)
+
+    def _splice(self, step: Step, given: list[str]) -> Finding | None:
+        fd = (descriptor(given[2]) if len(given) > 2 else None) or (-1, "")
+        return self._into(self._descriptors.find(step.call.pid, fd[0]), step.call)
+
+    def _setsockopt(self, step: Step, given: list[str]) -> Finding | None:
+        joins = JOINS.search(step.call.args)
+        return Finding(LEAVES, f"joins a multicast group ({joins[0]}), which is announced") if joins else None
+
+    def _passed(self, step: Step, given: list[str]) -> Finding | None:
+        if "SCM_RIGHTS" not in step.call.args:
+            return None
+        if step.descriptor is None or step.descriptor.origin != fds.PAIRED:
+            return Finding(UNPROVEN, "was passed descriptors by a process that may not be traced")
+        # Its sender is traced, so it is one that we know; but not which.
+        return Finding(UNPROVEN, "was passed descriptors, and some of the program's sockets lead outside") \
+            if self._went_out else None
+
+    def _open(self, step: Step, given: list[str]) -> Finding | None:
+        path = opened_path(step.call)
+        if path is None:
+            return Finding(UNPROVEN, "its path could not be read")
+        memory = MEMORY.search(path)
+        if memory and int(memory[1]) != step.call.pid:
+            return Finding(LEAVES, f"opens {path}: another process's memory")
+        return Finding(LEAVES, f"opens {path}") if DEVICES.match(path) else None
+
+    def _foreign(self, step: Step, given: list[str]) -> Finding | None:
+        """process_vm_*(pid, …), ptrace(request, pid, …)."""
+        if given[:1] == ["PTRACE_TRACEME"]:
+            return None
+        target = given[1] if step.call.name == "ptrace" and len(given) > 1 else given[0] if given else ""
+        pid = int(target) if target.isdigit() else -1
+        return None if pid in self._living else Finding(LEAVES, f"reaches into process {target}, which is not traced")
+
+    def _always(self, step: Step, given: list[str]) -> Finding | None:
+        return Finding(LEAVES, ALWAYS[step.call.name])
+
+    def _unseen(self, step: Step, given: list[str]) -> Finding | None:
+        return Finding(UNPROVEN, "what it writes, and to which descriptors, is not shown")
+
+    def _namespace(self, step: Step, given: list[str]) -> Finding | None:
+        if step.call.name == "setns" or "CLONE_NEWNET" in step.call.args:
+            self._moved = True
+        return None
+
+
+# What is done while loading with these has effects that last: it is not over when serving begins.
+LASTING = {"io_uring_setup", "bpf", "init_module", "finit_module", "ptrace", "setsockopt", "open", "openat", "openat2",
+           "creat"}
+
+ALWAYS = {
+    "io_uring_setup": "io_uring: its operations are no system calls and cannot be seen",
+    "io_uring_enter": "io_uring: its operations are no system calls and cannot be seen",
+    "io_uring_register": "io_uring: its operations are no system calls and cannot be seen",
+    "pidfd_getfd": "takes a descriptor of another process",
+    "bpf": "loads or drives code in the kernel (bpf)",
+    "init_module": "loads code into the kernel", "finit_module": "loads code into the kernel",
+}
+
+EXAMINE: dict[str, Callable[[Watch, Step, list[str]], Finding | None]] = {
+    "socket": Watch._socket, "connect": Watch._connect, "sendto": Watch._sendto,
+    "sendmsg": Watch._sendmsg, "sendmmsg": Watch._sendmsg, "sendfile": Watch._sendfile, "splice": Watch._splice,
+    "write": Watch._send, "writev": Watch._send, "pwritev2": Watch._send, "vmsplice": Watch._send, "tee": Watch._send,
+    "setsockopt": Watch._setsockopt, "recvmsg": Watch._passed, "recvmmsg": Watch._passed,
+    "open": Watch._open, "openat": Watch._open, "openat2": Watch._open, "creat": Watch._open,
+    "process_vm_writev": Watch._foreign, "process_vm_readv": Watch._foreign, "ptrace": Watch._foreign,
+    "io_submit": Watch._unseen, "unshare": Watch._namespace, "setns": Watch._namespace,
+    "clone": Watch._namespace, "clone3": Watch._namespace, **dict.fromkeys(ALWAYS, Watch._always),
+}
+
+
+def _worst(found: list[Finding | None]) -> Finding | None:
+    for kind in (LEAVES, UNPROVEN, NOTED):
+        for one in found:
+            if one and one.kind == kind:
+                return one
+    return None
+
+
+def opened_path(call: Call) -> str | None:
+    """The path that an open call is about: as the kernel resolved it where it succeeded; None: not readable."""
+    if call.result is not None and call.result >= 0 and call.detail.startswith("<"):
+        return re.sub(r"<char \d+:\d+>$|<block \d+:\d+>$", "", call.detail[1:-1])
+    given = arguments(call.args)
+    at = 1 if call.name.startswith("openat") else 0
+    path = text_of(given[at]) if len(given) > at else None
+    if path is None or path.startswith("/") or at == 0:
+        return path
+    folder = descriptor(given[0])
+    return f"{folder[1]}/{path}" if folder else path
+
+
+def is_named(address: Address, name: str) -> bool:
+    """Whether a policy's name means this address: "unix:/run/*", "10.0.0.0/8", "127.0.0.1:8080", "[::1]:53"."""
+    if name.startswith("unix:"):
+        return address.family == "AF_UNIX" and fnmatchcase(address.host, name.removeprefix("unix:"))
+    if not address.is_ip:
+        return name == address.family
+    host, port = _host_and_port(name)
+    network = ip_network(host)
+    return address.ip in network and port in (None, address.port)
+
+
+def _host_and_port(name: str) -> tuple[str, int | None]:
+    """Raises ValueError where the name is no address or network."""
+    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d+)|(\d+\.\d+\.\d+\.\d+):(\d+)", name)
+    if found is None:
+        ip_network(name)
+        return name, None
+    ip_network(found[1] or found[3])
+    return found[1] or found[3], int(found[2] or found[4])
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, saying what was expected, when a policy's name for an address is none."""
+    try:
+        if not name.startswith("unix:") and not re.fullmatch(r"AF_[A-Z0-9]+", name):
+            _host_and_port(name)
+    except ValueError:
+        raise ValueError("expected an address, a network, an address with a port, unix:PATH or AF_NAME") from None

@@ -1,0 +1,114 @@
+"""`python -m tracing validate`: the lab. Start the server under strace, use all of it, stop it, judge what it did.
+
+The rule to keep: the verdict comes from the trace alone. That the drive got the answers which it expected is checked
+besides, because a server that answers nothing leaves a clean trace.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from tracing import drive, isolation, judge, record, report
+from tracing.drive import Driven
+from tracing.errors import TraceError
+from tracing.judge import Judgement
+from tracing.policy import Policy, load_all, profile_for
+
+DEFAULT_POLICIES = ("sovereign", "steady")
+READY_S, STOP_S = 60.0, 20.0
+
+
+class Validation(NamedTuple):
+    judgement: Judgement
+    driven: Driven
+    stopped: int  # the server's exit status
+    start_s: float  # until it was ready, traced
+    seconds: float  # in all
+
+
+def validate(models: Sequence[str], policies: Sequence[Policy], trace: Path,
+             options: Sequence[str] = ()) -> Validation:
+    """Run `python -m server` with these models and options under strace, drive it, and judge the trace.
+
+    Raises TraceError where the server does not start or cannot be traced.
+    """
+    began = time.monotonic()
+    compile_ahead(models)
+    command = [sys.executable, "-m", "server", *models, "--port", "0", *options]
+    with tempfile.TemporaryFile() as stderr:
+        start = time.monotonic()
+        with record.start(command, profile=profile_for(policies), path=trace, stdout=subprocess.PIPE, stderr=stderr,
+                          seccomp_bpf=by_seccomp(options)) as recording:
+            url = wait_until_ready(recording, stderr)
+            start_s = time.monotonic() - start
+            driven = drive.drive(url)
+            recording.send_signal(signal.SIGTERM)
+            stopped = recording.wait(STOP_S)
+    return Validation(judge.judge(trace, policies), driven, stopped, start_s, time.monotonic() - began)
+
+
+def by_seccomp(options: Sequence[str]) -> bool | None:
+    """Whether strace may filter by seccomp: the server's own filter would hide calls. None: as the profile has it."""
+    return False if "--sandbox" in options else None
+
+
+def compile_ahead(models: Sequence[str]) -> None:
+    """What a server compiles the first time on a machine belongs to no trace."""
+    done = subprocess.run([sys.executable, "-m", "server", "warm", *models], capture_output=True, text=True)
+    if done.returncode:
+        raise TraceError(f"the server cannot be prepared: {last_line(done.stderr)}")
+
+
+def wait_until_ready(recording: record.Recording, stderr: IO[bytes]) -> str:
+    """The address in the line that the server prints when it accepts."""
+    assert recording.stdout is not None  # asked for above
+    line = recording.stdout.readline().decode(errors="replace")
+    found = line.rpartition(" at ")[2].strip()
+    if not found.startswith("http://"):
+        stderr.seek(0)
+        raise TraceError(f"the server did not start: {last_line(stderr.read().decode(errors='replace'))}")
+    return found
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
+
+
+def verdict(validation: Validation) -> str:
+    """That of the trace; a drive that went wrong proves nothing."""
+    sound = not validation.driven.wrong and validation.stopped == 0
+    return validation.judgement.verdict if sound or validation.judgement.verdict == judge.FAIL else judge.INCONCLUSIVE
+
+
+def text(validation: Validation) -> str:
+    """One screen; the last line begins with the verdict."""
+    driven, judged = validation.driven, judge.text(validation.judgement).splitlines()
+    lines = [f"  {driven.requests:,} requests to {len(driven.endpoints)} endpoints, {len(driven.wrong)} answered otherwise"
+             f" than expected", f"  ready in {validation.start_s:.1f} s (traced), stopped with status {validation.stopped}"]
+    lines += [f"  unexpected: {wrong}" for wrong in driven.wrong[:5]]
+    last = judged.pop().removeprefix(validation.judgement.verdict)
+    return "\n".join([*lines, *judged, f"{verdict(validation)}{last}, {validation.seconds:.1f} s"])
+
+
+def main(options: Namespace) -> int:
+    """→ exit status."""
+    policies = load_all(options.policy or DEFAULT_POLICIES)
+    if options.isolated:
+        isolation.enter()
+    record.make_private(options.out)
+    server = ["--sandbox"] * options.sandbox + ["--no-native"] * options.no_native
+    try:
+        validation = validate([str(model) for model in options.models], policies, options.out / "validate.trace",
+                              options=server)
+    except TimeoutError:
+        raise TraceError(f"the server did not stop within {STOP_S:.0f} s of SIGTERM") from None
+    cost = "; ".join(f"profile {profile}: {record.overhead(profile)}" for profile in ("sovereign", "full"))
+    report.write(validation.judgement.path, validation.judgement, html=options.report, junit=options.junit, cost=cost)
+    print(f"  recorded with the profile {profile_for(policies)}; cost of {cost}\n{text(validation)}")
+    return judge.STATUS[verdict(validation)]
