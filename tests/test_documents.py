@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def test_lab_4_3_runs_and_prints_what_it_says(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("gguf")
     run_document(ROOT / "docs" / "labs" / "4.3-serve-a-model.md", tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+def test_lab_4_8_runs_and_prints_what_it_says(tmp_path):
+    run_document(ROOT / "docs" / "labs" / "4.8-validate.md", tmp_path)
 
 
 @pytest.mark.core

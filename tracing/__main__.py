@@ -57,6 +57,15 @@ def recording_options(p: Parser) -> None:
                    help="stop at every call: slower, but sees calls that the program's own seccomp filter refuses")
 
 
+def run_options(p: Parser) -> None:
+    recording_options(p)
+    isolated_option(p)
+
+
+def isolated_option(p: Parser) -> None:
+    p.add_argument("--isolated", action="store_true", help="in a network namespace that leads nowhere")
+
+
 def attach_options(p: Parser) -> None:
     p.add_argument("pid", type=whole, metavar="PID")
     p.add_argument("--seconds", type=positive, metavar="N", help="how long (default: until Ctrl-C or its end)")
@@ -79,7 +88,7 @@ def validate_options(p: Parser) -> None:
                    help="folder for the trace (default: %(default)s)")
     p.add_argument("--sandbox", action="store_true", help="with the server's own seccomp filter")
     p.add_argument("--no-native", action="store_true", help="with the server in Python, without compiled code")
-    p.add_argument("--isolated", action="store_true", help="in a network namespace that leads nowhere")
+    isolated_option(p)
 
 
 def report_options(p: Parser) -> None:
@@ -110,6 +119,8 @@ def export_options(p: Parser) -> None:
 def recipes_options(p: Parser) -> None:
     p.add_argument("names", nargs="*", metavar="NAME", help="which recipes (default: all that can run here)")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the table there, as Markdown")
+    p.add_argument("--python", default=sys.executable, metavar="PATH",
+                   help="the interpreter that has the servers (default: this one)")
 
 
 def whole(text: str) -> int:
@@ -131,9 +142,11 @@ def positive(text: str) -> float:
 # Recording
 
 def run(options: Namespace) -> int:
-    from tracing import record
+    from tracing import isolation, record
 
     profile = profile_of(options)
+    if options.isolated:
+        isolation.enter()
     with relayed_signals() as relay:
         with record.start(options.command, profile=profile, out=options.out,
                           seccomp_bpf=not options.no_seccomp_bpf) as recording:
@@ -207,7 +220,7 @@ def elsewhere(module: str) -> Callable[[Namespace], int]:
 
 
 SUBCOMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Namespace], int]]] = {
-    "run": ("Record a command.", recording_options, run),
+    "run": ("Record a command.", run_options, run),
     "attach": ("Record a process that runs already, and its children.", attach_options, attach),
     "judge": ("Judge a trace.", judge_options, elsewhere("judge")),
     "validate": ("Start the server under strace, use all of it, and judge.", validate_options, elsewhere("validate")),

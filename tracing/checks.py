@@ -15,10 +15,10 @@ from typing import NamedTuple
 from tracing import calls
 from tracing.assertion import Assertion
 from tracing.egress import (
-    LASTING, LEAVES, MESSAGE_NAME, NEEDED, NOTED, UNPROVEN, Finding, Watch, is_named, opened_path,
+    LEAVES, MESSAGE_NAME, NEEDED, NOTED, UNPROVEN, Finding, Watch, is_named, opened_path,
 )
 from tracing.parse import REISSUED, Call
-from tracing.phases import Request
+from tracing.phases import Phase, Request
 from tracing.redact import redact
 from tracing.replay import Replay, Step
 from tracing.sockets import UNREADABLE, Address, address_of
@@ -83,6 +83,9 @@ class Check:
     def needed(self) -> frozenset[str]:
         """Calls without which a recording says nothing about this."""
         return frozenset()
+
+    def enter(self, phase: Phase) -> None:
+        """A phase begins."""
 
     def see(self, step: Step) -> None:
         """Every call of the trace, in order of completion."""
@@ -464,23 +467,26 @@ class Egress(Check):
 
     def begin(self) -> None:
         self._watch = Watch(self.replay.descriptors, self.replay.living, self.o.get("named", ()))
-        self._entered = False
+        self._entered = self._seen = False
         self._lasting: list[str] = []
 
     def needed(self) -> frozenset[str]:
         return frozenset(NEEDED)
 
-    def see(self, step: Step) -> None:
-        finding = self._watch.examine(step)
-        judged = step.phase in self.assertion.phases
-        if judged and not self._entered:
+    def enter(self, phase: Phase) -> None:
+        """What was prepared in phases that are not judged is looked at when the first one that is begins."""
+        if phase.name in self.assertion.phases and not self._entered:
             self._entered = True
             self.doubts += [*self._lasting, *(one.why for one in self._watch.still_open())]
+
+    def see(self, step: Step) -> None:
+        finding = self._watch.examine(step)
+        self._seen |= step.phase in self.assertion.phases
         if finding is None:
             return
         if finding.kind == NOTED:
             self.notes.append(f"line {step.call.line}: {step.call.name} {finding.why}")
-        elif not judged:
+        elif step.phase not in self.assertion.phases:
             self._earlier(step, finding)
         elif finding.kind == LEAVES:
             self.offend(step, finding.why)
@@ -490,15 +496,20 @@ class Egress(Check):
     def _earlier(self, step: Step, finding: Finding) -> None:
         """Allowed in this phase, unless it goes on in one that is judged."""
         what = f"line {step.call.line}: {step.call.name} in {step.phase}: {finding.why}"
-        if self.replay.phases[-1].name in self.assertion.phases or step.call.result is None:
+        if self._entered or step.call.result is None:
             self.doubts.append(f"{what}, and it went on later")
-        elif step.call.name in LASTING and finding.kind == LEAVES:
+        elif finding.lasts:
             self._lasting.append(f"{what}, whose effect lasts")
         else:
             self.notes.append(what)
 
     def detail(self) -> str:
-        if not self._entered and not self.replay.reasons():
+        for step in self._watch.unconfirmed():
+            if step.phase in self.assertion.phases:
+                self.offend(step, "no traced process was seen to accept it")
+            else:
+                self.doubts.append(f"line {step.call.line}: {step.call.name}: no traced process was seen to accept it")
+        if not self._seen and not self.replay.reasons():
             self.doubts.append("no call in the phases that are judged")
         return f"{self.n_offences} attempts to leave"
 

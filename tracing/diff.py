@@ -20,11 +20,10 @@ from typing import NamedTuple
 
 from tracing.calls import CLASSES
 from tracing.events import REISSUED, Call
-from tracing.overview import plain
 from tracing.phases import PHASES
 from tracing.replay import Replay, Step
 from tracing.sockets import address_of, ends_of
-from tracing.syntax import AT_FDCWD, arguments, descriptor, text_of
+from tracing.syntax import AT_FDCWD, arguments, descriptor, text_of, plain
 
 SHOWN = 60
 CHANGES = ("new", "missing", "changed")  # in the order of the output

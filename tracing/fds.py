@@ -21,6 +21,11 @@ RIGHTS = "cmsg_type=SCM_RIGHTS, cmsg_data=["
 PASSED_DESCRIPTOR = re.compile(rf"(\d+)({ANNOTATION})?(?:\(deleted\))?(, )?", re.DOTALL)
 KEPT_CONTRADICTIONS = 5
 
+# After these errors of connect a socket is what it was before.
+NOT_CONNECTED = {"EACCES", "EADDRNOTAVAIL", "EAFNOSUPPORT", "EALREADY", "EBADF", "ECONNABORTED", "ECONNREFUSED",
+                 "ECONNRESET", "EFAULT", "EHOSTUNREACH", "EINVAL", "EISCONN", "ENETUNREACH", "ENOENT", "ENOSYS",
+                 "ENOTDIR", "ENOTSOCK", "EOPNOTSUPP", "EPERM", "EPROTOTYPE", "ETIMEDOUT"}
+
 # How a description came into the trace.
 OPENED, ACCEPTED, PAIRED, INHERITED, PASSED, UNKNOWN = "opened", "accepted", "paired", "inherited", "passed", "unknown"
 
@@ -38,8 +43,11 @@ class Description:
     local: Address | None = None
     peer: Address | None = None
     listening: bool = False
-    shares_port: bool = False  # SO_REUSEPORT: others may listen at the same address
+    shares_port: bool = False  # SO_REUSEADDR, SO_REUSEPORT: others may be bound to the same address
+    connected: bool = False  # by a connect of its own
+    claimed: bool = False  # its peer should be traced, which an accept has to confirm
     others: bool = False  # passed by a process outside the trace
+    twin: "Description | None" = None  # the other end of a pair
     suspect: str = ""  # why whatever is written to it may leave, whoever its peer is
 
     @property
@@ -52,6 +60,7 @@ class Entry:
     description: Description
     line: int
     closes_on_exec: bool
+    certain: bool = True  # False after an execve, which may have closed it unseen, until it is used
 
 
 @dataclass
@@ -59,13 +68,16 @@ class Table:
     """The descriptors of one process."""
 
     entries: dict[int, Entry] = field(default_factory=dict)
+    closed: dict[int, Entry] = field(default_factory=dict)  # while a process is being made, which may have a copy
     exec_line: int = 0  # what was open before may have been closed by execve
 
 
 class Descriptors:
     """The tables of all processes; `apply` every call in order of completion."""
 
-    def __init__(self) -> None:
+    def __init__(self, creating: Callable[[], bool] = lambda: False) -> None:
+        """`creating` tells whether some process is being made."""
+        self._creating = creating
         self.tables: dict[int, Table] = {}
         self.contradictions: list[str] = []
         self.n_contradictions = 0
@@ -81,11 +93,23 @@ class Descriptors:
         elif shared:
             self.tables[pid] = source
         else:
-            self.tables[pid] = Table({fd: Entry(e.description, e.line, e.closes_on_exec)
-                                      for fd, e in source.entries.items()}, source.exec_line)
+            self.tables[pid] = Table({fd: Entry(e.description, e.line, e.closes_on_exec, e.certain)
+                                      for fd, e in (source.closed | source.entries).items()}, {}, source.exec_line)
 
     def end(self, pid: int) -> None:
         self.tables.pop(pid, None)
+
+    def forget_closed(self) -> None:
+        """No process is being made any more."""
+        for table in self.tables.values():
+            table.closed.clear()
+
+    def remove(self, pid: int, fd: int) -> Description:
+        table = self.table(pid)
+        entry = table.entries.pop(fd)
+        if self._creating():
+            table.closed[fd] = entry
+        return entry.description
 
     def inherit(self, pid: int, fd: int, description: Description) -> None:
         """What the recording says was open before the trace began."""
@@ -97,13 +121,12 @@ class Descriptors:
     def count(self, pid: int) -> int:
         return len(self.table(pid).entries)
 
-    def bound_to(self, address: Address) -> Iterator[Description]:
-        """Sockets of traced processes that receive what is sent to a local address."""
+    def sockets(self) -> Iterator[Description]:
+        """The sockets that are open for certain."""
         for table in self.tables.values():
             for entry in table.entries.values():
-                socket = entry.description
-                if socket.kind == "socket" and socket.origin != ACCEPTED and _receives(socket, address):
-                    yield socket
+                if entry.certain and entry.description.kind == "socket":
+                    yield entry.description
 
     # --- calls ---
 
@@ -124,6 +147,12 @@ class Descriptors:
         self.table(call.pid).entries[fd] = Entry(description, call.last_line, "_CLOEXEC" in flags)
         return description
 
+    def add_end(self, call: Call, fd: int, end: Description, flags: str) -> Description:
+        """Add an end of a pair, and tell the other one, if that is known."""
+        if end.twin:
+            end.twin.twin = end
+        return self.add(call, fd, end, flags)
+
     def used(self, call: Call) -> Description | None:
         """What a call's first argument stands for; the table is held against strace's annotation."""
         if FIRST_DESCRIPTOR.match(call.args) is None:
@@ -132,14 +161,19 @@ class Descriptors:
         entry = self.table(call.pid).entries.get(fd)
         if entry is None:
             return self.add(call, fd, described(annotation, self.inherited_kind, 0))
-        if call.flags & SPLIT or entry.line >= call.line:
-            return entry.description  # the annotation may be older than the table
+        if entry.line >= call.line:
+            return entry.description  # the annotation is older than the table
+        if call.flags & SPLIT:  # as it was when the call was entered
+            _learn(entry.description, annotation)
+            return entry.description
+        entry.certain = True
         wrong = _contradiction(entry.description, annotation)
         if wrong and entry.line <= self.table(call.pid).exec_line:
             return self.add(call, fd, described(annotation, UNKNOWN, call.line))  # closed by execve, opened unseen
         if wrong:
             self.contradict(f"line {call.line}: descriptor {fd} {wrong}")
             return self.add(call, fd, described(annotation, UNKNOWN, call.line))
+        _learn(entry.description, annotation)
         return entry.description
 
     def contradict(self, text: str) -> None:
@@ -179,14 +213,11 @@ def _contradiction(known: Description, annotation: str) -> str:
         else f"is connected to {known.peer} by the calls and to {ends.peer} by strace"
 
 
-def _receives(socket: Description, address: Address) -> bool:
-    local = socket.local
-    if local is None or (local.family == "AF_UNIX") != (address.family == "AF_UNIX"):
-        return False
-    if address.family == "AF_UNIX":
-        return local.host == address.host
-    return (local.is_ip and local.port == address.port and (socket.listening or socket.type == "SOCK_DGRAM")
-            and (local.ip == address.ip or local.ip.is_unspecified))
+def _learn(known: Description, annotation: str) -> None:
+    """A connected socket's own address, which the kernel chose."""
+    ends = ends_of(annotation) if known.kind == "socket" and known.type != "SOCK_DGRAM" else None
+    if ends and ends.local and ends.peer and known.peer:
+        known.local = ends.local
 
 
 # --- one function a call ------------------------------------------------------------------------
@@ -199,20 +230,21 @@ def _socket(table: Descriptors, call: Call, given: list[str]) -> Description | N
 
 
 def _socketpair(table: Descriptors, call: Call, given: list[str]) -> Description | None:
-    pair = None
+    twin = None
     for part in arguments(given[3][1:-1]) if call.result == 0 and len(given) == 4 else ():
         fd, annotation = descriptor(part) or (-1, "")
-        pair = table.add(call, fd, Description(
-            "socket", PAIRED, annotation, call.line, given[0], given[1].partition("|")[0]), given[1])
-    return pair
+        twin = table.add_end(call, fd, Description("socket", PAIRED, annotation, call.line, given[0],
+                                                   given[1].partition("|")[0], twin=twin), given[1])
+    return twin
 
 
 def _pipe(table: Descriptors, call: Call, given: list[str]) -> Description | None:
-    pipe = None
+    twin = None
     for part in arguments(given[0][1:-1]) if call.result == 0 and given else ():
         fd, annotation = descriptor(part) or (-1, "")
-        pipe = table.add(call, fd, Description("pipe", OPENED, annotation, call.line), ", ".join(given[1:]))
-    return pipe
+        end = Description("pipe", OPENED, annotation, call.line, twin=twin)
+        twin = table.add_end(call, fd, end, ", ".join(given[1:]))
+    return twin
 
 
 def _accept(table: Descriptors, call: Call, given: list[str]) -> Description | None:
@@ -232,10 +264,13 @@ def _connect(table: Descriptors, call: Call, given: list[str]) -> Description | 
     socket = table.find(call.pid, (descriptor(given[0]) or (-1, ""))[0]) if given else None
     socket = socket or table.used(call)
     address = address_of(given[1]) if len(given) > 1 else UNREADABLE
-    if socket and address and address.family == "AF_UNSPEC":
-        socket.peer = None
-    elif socket and address:
-        socket.peer = address  # also when it failed: what was tried is what counts
+    if socket is None or address is None or call.errno in NOT_CONNECTED:
+        return socket
+    if address.family == "AF_UNSPEC":
+        socket.peer, socket.listening, socket.connected = None, False, False
+        socket.local = None  # a port that the kernel chose is given back
+    else:
+        socket.connected, socket.peer = True, address
     return socket
 
 
@@ -261,9 +296,16 @@ def _listen(table: Descriptors, call: Call, given: list[str]) -> Description | N
     return socket
 
 
+def _shutdown(table: Descriptors, call: Call, given: list[str]) -> Description | None:
+    socket = table.used(call)
+    if socket:
+        socket.listening = False
+    return socket
+
+
 def _setsockopt(table: Descriptors, call: Call, given: list[str]) -> Description | None:
     socket = table.used(call)
-    if socket and "SO_REUSEPORT" in given:
+    if socket and given[2:3] in (["SO_REUSEPORT"], ["SO_REUSEADDR"]):
         socket.shares_port = True
     return socket
 
@@ -300,7 +342,8 @@ def _close(table: Descriptors, call: Call, given: list[str]) -> Description | No
     entry = entries.get(fd)
     if entry is None or call.errno == "EBADF" or entry.line > call.line:
         return None  # the last: another thread was given the number before this call returned
-    return entries.pop(fd).description
+    _learn(entry.description, (descriptor(given[0]) or (-1, ""))[1])
+    return table.remove(call.pid, fd)
 
 
 def _close_range(table: Descriptors, call: Call, given: list[str]) -> None:
@@ -312,14 +355,15 @@ def _close_range(table: Descriptors, call: Call, given: list[str]) -> None:
         if "CLOEXEC" in "".join(given[2:]):
             entries[fd].closes_on_exec = True
         else:
-            del entries[fd]
+            table.remove(call.pid, fd)
 
 
 def _execve(table: Descriptors, call: Call, given: list[str]) -> None:
     if call.result != 0:
         return
     old = table.table(call.pid)
-    table.tables[call.pid] = Table({fd: e for fd, e in old.entries.items() if not e.closes_on_exec}, call.last_line)
+    table.tables[call.pid] = Table({fd: Entry(e.description, e.line, False, certain=False)
+                                    for fd, e in old.entries.items() if not e.closes_on_exec}, {}, call.last_line)
 
 
 def _recvmsg(table: Descriptors, call: Call, given: list[str]) -> Description | None:
@@ -329,6 +373,18 @@ def _recvmsg(table: Descriptors, call: Call, given: list[str]) -> Description | 
         passed = described(annotation, PASSED, call.line)
         passed.others = outside
         table.add(call, fd, passed)
+    return carrier
+
+
+def _sendmsg(table: Descriptors, call: Call, given: list[str]) -> Description | None:
+    """What is given to a process outside is not ours alone any more."""
+    carrier = table.used(call)
+    if carrier is None or carrier.origin != PAIRED:
+        for fd, _ in _rights(table, call):
+            given_away = table.find(call.pid, fd)
+            for one in (given_away, given_away.twin if given_away else None):
+                if one:
+                    one.others = True
     return carrier
 
 
@@ -356,8 +412,8 @@ def _pidfd_getfd(table: Descriptors, call: Call, given: list[str]) -> Descriptio
 FOLLOW: dict[str, Callable[[Descriptors, Call, list[str]], Description | None]] = {
     "socket": _socket, "socketpair": _socketpair, "pipe": _pipe, "pipe2": _pipe,
     "accept": _accept, "accept4": _accept, "connect": _connect, "bind": _bind, "listen": _listen,
-    "getsockname": _getsockname, "setsockopt": _setsockopt,
+    "getsockname": _getsockname, "shutdown": _shutdown, "setsockopt": _setsockopt,
     "dup": _dup, "dup2": _dup, "dup3": _dup, "fcntl": _fcntl, "ioctl": _ioctl,
     "close": _close, "close_range": _close_range, "execve": _execve, "execveat": _execve,
-    "recvmsg": _recvmsg, "recvmmsg": _recvmsg, "pidfd_getfd": _pidfd_getfd,
+    "sendmsg": _sendmsg, "sendmmsg": _sendmsg, "recvmsg": _recvmsg, "recvmmsg": _recvmsg, "pidfd_getfd": _pidfd_getfd,
 }

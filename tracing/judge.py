@@ -11,9 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tracing.checks import FAIL, INCONCLUSIVE, PASS, Offence, Outcome, checks_for
-from tracing.phases import Request
+from tracing.phases import Phase, Request
 from tracing.policy import Policy, load_all
 from tracing.replay import Replay, Step
+from tracing.syntax import plain
 from tracing.tracefile import TraceFile
 
 STATUS = {PASS: 0, FAIL: 1, INCONCLUSIVE: 2}
@@ -56,6 +57,9 @@ def judge(trace: str | Path | TraceFile, policies: Sequence[Policy]) -> Judgemen
         elif isinstance(event, Request):
             for check in checks:
                 check.see_request(event)
+        elif isinstance(event, Phase):
+            for check in checks:
+                check.enter(event)
     outcomes = tuple(check.outcome() for check in checks)
     reasons = tuple(replay.reasons())
     notes = [note for check in checks for note in check.notes]
@@ -94,7 +98,7 @@ def text(judgement: Judgement) -> str:
     lines += [f"  note: {note}" for note in judgement.notes]
     lines += [f"  exposed: listens at {address}" for address in judgement.exposed]
     lines.append(summary(judgement))
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
 
 
 def summary(judgement: Judgement) -> str:

@@ -8,12 +8,13 @@ The rule to keep: it runs only where `isolation.enter` was called: it takes the 
 Source: RFC 1035 section 4.1 (messages), RFC 5737 (the addresses), resolv.conf(5).
 """
 
+import contextlib
 import re
 import socket
 import struct
 import threading
 from collections.abc import Iterable
-from ipaddress import IPv4Address
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -39,8 +40,11 @@ class Question(NamedTuple):
 
 def servers(resolv_conf: str) -> list[IPv4Address]:
     """The IPv4 name servers that programs here ask."""
-    named = re.findall(r"^\s*nameserver\s+([\d.]+)\s*$", resolv_conf, re.MULTILINE)
-    return [IPv4Address(each) for each in dict.fromkeys(named)] or [DEFAULT_SERVER]
+    found: dict[IPv4Address, None] = {}
+    for named in re.findall(r"^\s*nameserver\s+(\S+)", resolv_conf, re.MULTILINE):
+        with contextlib.suppress(AddressValueError):  # one of IPv6, or none at all
+            found[IPv4Address(named)] = None
+    return list(found) or [DEFAULT_SERVER]
 
 
 def question_of(message: bytes) -> Question | None:
@@ -83,10 +87,14 @@ class NameServer:
         return cls(servers(conf.read_text(errors="replace") if conf.exists() else ""))
 
     def _bind(self, address: IPv4Address, number: int) -> socket.socket:
-        if not address.is_loopback:
-            isolation.own(address, number)
         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        one.bind((str(address), PORT))
+        try:
+            if not address.is_loopback:
+                isolation.own(address, number)
+            one.bind((str(address), PORT))
+        except OSError as error:
+            one.close()
+            raise TraceError(f"cannot take the place of name server {address}: {error.strerror}") from None
         return one
 
     def __enter__(self) -> Self:

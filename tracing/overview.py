@@ -190,7 +190,8 @@ def overview(trace: str | Path | TraceFile, cost: str | None = None) -> Overview
     replay = Replay(trace)
     observer = Observer(replay)
     for event in replay:
-        SEE[type(event)](observer, event)
+        if type(event) in SEE:
+            SEE[type(event)](observer, event)
     return observer.finish(cost)
 
 
@@ -385,13 +386,6 @@ LOOK = {**dict.fromkeys(OPENS, Observer._open), **dict.fromkeys(TALKS, Observer.
 # --- for people ---------------------------------------------------------------------------------
 
 UNITS = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"), (1, "ns"))
-# Control characters, halves of surrogate pairs, what turns the direction of text: a path may hold any of them.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
-
-
-def plain(text: str) -> str:
-    """Text of a tracee, safe to show: what would not be seen, or do more than be seen, is escaped."""
-    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def duration(ns: float) -> str:

@@ -14,7 +14,8 @@ from string import Template
 from tracing.checks import FAIL, INCONCLUSIVE, PASS, Offence, Outcome
 from tracing.histogram import Durations
 from tracing.judge import BLIND_SPOTS, Judgement
-from tracing.overview import Exchanged, FileUse, Overview, Process, Requests, Tally, duration, plain
+from tracing.overview import Exchanged, FileUse, Overview, Process, Requests, Tally, duration
+from tracing.syntax import plain
 from tracing.timeline import clock, timeline
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -9,7 +9,7 @@ https://man7.org/linux/man-pages/man1/strace.1.html  (6.1; foreign traces of old
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tracing.events import DELAYED, DETACHED, INJECTED, NO_RETURN, REISSUED, RESUMING, SPLIT
 from tracing.events import Call, Event, Exit, Mode, Signal, Superseded, Unknown
@@ -47,13 +47,14 @@ TIME_WITH_NS = len("1700000000.123456789")  # no other form of TIME is as long
 class Parser:
     """Reads one trace. What it remembers is bounded by the calls that are open and the threads that live."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaders: Mapping[int, int] | None = None) -> None:
+        """`leaders`: the processes of threads that were there before the trace."""
         self.lines = 0
         self.unknown = 0  # lines that are not understood, or that leave an open call behind
         self.misplaced = 0  # threads whose events carried another pid until their clone returned
         self.open_calls: dict[int, Call] = {}  # by tid
         self._abandoned: list[Call] = []  # open calls whose threads went on without them
-        self._leaders: dict[int, int] = {}  # of threads that live
+        self._leaders: dict[int, int] = dict(leaders or {})  # of threads that live
         self._parents: dict[int, int] = {}  # of processes that live
         self._births: dict[int, int] = {}  # thread in a clone that has not returned: its child, or 0 if not yet seen
         self._ended: set[int] = set()  # threads that ended while there were such clones
@@ -108,6 +109,10 @@ class Parser:
     def parent_of(self, pid: int) -> int:
         """The process that made this one; 0: not seen."""
         return self._parents.get(pid, 0)
+
+    def birth_of(self, tid: int) -> Call | None:
+        """The call that makes this thread and has not returned yet."""
+        return next((self.open_calls.get(parent) for parent, child in self._births.items() if child == tid), None)
 
     # --- a call begins, waits, goes on ---
 

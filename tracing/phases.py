@@ -139,6 +139,7 @@ class _Connection:
     answered: Request | None = None  # more of its answer may follow
     n: int = 0
     streak: int = -1
+    holder: int = 0  # the thread that touched it last
 
 
 class Requests:
@@ -170,12 +171,12 @@ class Requests:
         """The request that a call was made for; None for what no connection asked for."""
         if descriptor is None or not descriptor.is_connection or call.name.startswith("accept"):
             connection = self._last.get(call.tid)
-            return self._count(connection.current, call) if connection else None
+            return self._count(connection.current, call) if connection and connection.holder == call.tid else None
         connection = self._connections.get(descriptor)
         if connection is None:
             fd = int(call.args.partition("<")[0])
             connection = self._connections[descriptor] = _Connection(fd, Request(fd))
-        self._last[call.tid] = connection
+        self._last[call.tid], connection.holder = connection, call.tid
         self.serving.add(call.tid)
         if call.result is not None and call.result > 0:
             if call.name in RECEIVES:

@@ -176,7 +176,7 @@ MLFLOW_MODELS = Recipe("mlflow-models", "mlflow models serve", ("mlflow", "sciki
                        prepare=(PYTHON, "train.py"))
 MLFLOW_LOGGED = replace(MLFLOW_MODELS, name="mlflow-logged", files={"train.py": LOGGED_MODEL}, command=(
     PYTHON, "-m", "mlflow", "models", "serve", "-m", MODEL_URI, "--env-manager", "local"))
-MLFLOW_APP = replace(FASTAPI, name="mlflow-app", server="FastAPI with an mlflow model", telemetry=AS_IT_COMES,
+MLFLOW_APP = replace(FASTAPI, name="mlflow-app", server="mlflow in a FastAPI app", telemetry=AS_IT_COMES,
                      needs=("mlflow", "scikit-learn", "fastapi", "uvicorn"), prepare=(PYTHON, "train.py"),
                      files={"train.py": LOGGED_MODEL, "app.py": MLFLOW_FASTAPI_APP})
 MLFLOW_SERVER = Recipe("mlflow-server", "mlflow server", ("mlflow",), (PYTHON, "-m", "mlflow", "server"), 5000, (
@@ -366,7 +366,8 @@ def sentence(one: Talk, names: Mapping[str, object]) -> str:
 def row(recipe: Recipe, versions: Mapping[str, str], judgement: Judgement, said: list[str], wrong: list[str]) -> Row:
     verdict = judge.INCONCLUSIVE if wrong and judgement.verdict == judge.PASS else judgement.verdict
     exposed = [f"listens at {address}" for address in judgement.exposed]
-    found = "; ".join([*said, *judgement.reasons, *exposed, *wrong]) or "nothing left"
+    doubts = [one.detail for one in judgement.outcomes if one.verdict == judge.INCONCLUSIVE]
+    found = "; ".join([*said, *doubts, *judgement.reasons, *exposed, *wrong]) or "nothing left"
     return Row(f"{recipe.server} {versions[recipe.needs[0]]}", recipe.telemetry, shown_command(recipe),
                shown_load(recipe), verdict, found)
 
@@ -432,17 +433,18 @@ leave the server's processes? Made by `python -m tracing who-talks` on {date}: {
 A server is judged from its first system call to its last, loading included, ours too: other programs make no markers
 that tell loading from serving. *Telemetry*: as the server comes, or switched off. *Command*: what was run, on the port
 that the server takes by itself. *Load*: what was sent to it over HTTP; no browser ran, so what a page would do there
-is not seen. After the load it had {linger:.0f} seconds to itself, then SIGTERM. *Verdict*: FAIL means that something tried to
-leave, PASS that nothing did. *What was found*: each way in which it tried. Names are those that it asked a name
-server for; that gave each name an address which leads nowhere, so only the beginning of a conversation is seen.
+is not seen. After the load it had {linger:.0f} seconds to itself, then SIGTERM. *Verdict*: FAIL means that something
+tried to leave, PASS that nothing did, INCONCLUSIVE that the evidence has gaps. *What was found*: each way in which it
+tried. Names are those that it asked a name server for; that gave each name an address which leads nowhere, so only
+the beginning of a conversation is seen.
 "Listens at" is an exposure beyond this machine, not an attempt, and decides nothing.
 
 """
 TAIL = """
 mlflow sends usage telemetry by default since 3.2. `MLFLOW_DISABLE_TELEMETRY=true` or `DO_NOT_TRACK=true` switches it
 off; it is off, too, where a variable such as `CI` or `PYTEST_CURRENT_TEST` is set, so a test does not show it: these
-servers ran without such variables. Importing mlflow, or serving a model from a folder, sends nothing; loading a logged
-model by its ID (`models:/…`), logging, and the tracking server do.
+servers ran without such variables. In this version, importing mlflow, or serving a model from a folder, tries nothing;
+loading a logged model by its ID (`models:/…`), logging, and the tracking server do.
 """
 COLUMNS = ("server", "telemetry", "command", "load", "verdict", "what was found")
 

@@ -13,6 +13,7 @@ Source: strace(1), fifo(7), pidfd_send_signal(2).
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import os
@@ -39,7 +40,7 @@ from tracing import guard, inherited, preflight
 from tracing.errors import TraceError
 from tracing.preflight import Strace
 from tracing.redact import redact
-from tracing.tracefile import VERSION, Footer, Header, Inherited, Writer
+from tracing.tracefile import VERSION, Footer, Header, Inherited, Thread, Writer
 
 NONCE_VARIABLE = "TESTIGO_TRACE"
 BLOCK_BYTES = 1 << 20  # also asked for as the size of the FIFO, so that strace seldom waits for us
@@ -427,10 +428,17 @@ def _attach_to(tree: list[int], strace: Strace, profile: str, path: str | os.Pat
         opened = inherited.of_processes(tree)
         _check_all_seized(_tree(pid), pipes.strace_pid)
         header = _header(strace, profile, pid, command, nonce, started_ns, opened, attached=True)
+        header = dataclasses.replace(header, threads=tuple(_threads(tree)))
         threading.Thread(target=_pass_on, args=(process.stderr,), name="strace's messages", daemon=True).start()
         recording = Recording(pipes, process, output, header, pipes.blocks())
         undo.pop_all()
     return recording
+
+
+def _threads(tree: list[int]) -> Iterator[Thread]:
+    for pid in tree:
+        with contextlib.suppress(psutil.Error):
+            yield from (Thread(one.id, pid) for one in psutil.Process(pid).threads())
 
 
 def _command_of(pid: int) -> list[str]:

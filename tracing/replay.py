@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tracing import fds
 from tracing.errors import TraceError
 from tracing.fds import Description, Descriptors
-from tracing.parse import Call, Exit, Mode, Parser, Signal, Superseded, Unknown
+from tracing.parse import RESUMING, Call, Exit, Mode, Parser, Signal, Superseded, Unknown
 from tracing.phases import FOLDER, SENDS, Phase, Phases, Request, Requests, marker_of
 from tracing.sockets import end_of
 from tracing.syntax import arguments
@@ -22,6 +22,7 @@ from tracing.tracefile import Footer, Header, Inherited, TraceFile
 CREATE = {"clone", "clone3", "fork", "vfork"}
 SHOWN = 5
 ENDS = re.compile(r"(TCP|UDP) (\S+:\d+)(?: -> (\S+:\d+))?")
+OWN_TABLES = {("unshare", 0): "CLONE_FILES", ("close_range", 0): "CLOSE_RANGE_UNSHARE"}
 FILTERS = {"seccomp": "SECCOMP_SET_MODE_FILTER", "prctl": "PR_SET_SECCOMP"}
 
 
@@ -35,18 +36,19 @@ class Step(NamedTuple):
 
 
 class Replay:
-    """Iterate once: Step, Signal, Exit, and each Request when it is over; then ask for `reasons()`."""
+    """Iterate once: Phase as it begins, Step, Signal, Exit, each Request when it is over; then ask for `reasons()`."""
 
     def __init__(self, trace: TraceFile | str | Path):
         self.trace = trace if isinstance(trace, TraceFile) else TraceFile.open(trace)
-        self.descriptors, self.requests, self._parser = Descriptors(), Requests(), Parser()
+        self.descriptors, self.requests = Descriptors(self._creating), Requests()
+        self._parser = Parser({one.tid: one.pid for one in self.header.threads} if self.header else {})
         self._phases = Phases(self.header.nonce if self.header else "")
         self._born: dict[int, tuple[int, int]] = {}  # thread made by a call, not yet seen → its process, the line
         self._ended: set[int] = set()  # that ended before the call that made them had returned
         self.living: dict[int, int] = {}  # thread → process
         self._reasons: list[str] = []
         self._unknown: list[str] = []  # the first lines that are not understood
-        self._n_unknown = 0
+        self._n_unknown = self._n_misplaced = 0
         self.n_events = 0
         self.main_pid = 0
         self.start_ns = self.end_ns = 0
@@ -67,8 +69,9 @@ class Replay:
     def nonce(self) -> str:
         return self._phases.nonce
 
-    def __iter__(self) -> Iterator[Step | Signal | Exit | Request]:
+    def __iter__(self) -> Iterator[Phase | Step | Signal | Exit | Request]:
         self._begin()
+        yield self.phases[0]
         for text in self.trace.lines():
             event = self._parser.feed(text)
             if event is None:
@@ -77,7 +80,7 @@ class Replay:
                 yield from self._follow(event)
             for call in self._parser.take_abandoned():
                 yield from self._call(call)
-        self._n_unknown = self._parser.unknown
+        self._n_unknown, self._n_misplaced = self._parser.unknown, self._parser.misplaced
         for call in self._parser.finish():
             yield from self._call(call)
         self.requests.finish()
@@ -94,7 +97,7 @@ class Replay:
             self.descriptors.inherit(one.pid, one.fd, _inherited(one))
         self._phases.start(marked, self.header.started_ns if self.header else 0)
 
-    def _follow(self, event) -> Iterator[Step | Signal | Exit | Request]:
+    def _follow(self, event) -> Iterator[Phase | Step | Signal | Exit | Request]:
         if isinstance(event, Unknown):
             self._unknown.append(f"line {event.line}") if len(self._unknown) < SHOWN else None
             return
@@ -112,17 +115,21 @@ class Replay:
                 self._exit(event)
             yield event
 
-    def _call(self, call: Call) -> Iterator[Step | Request]:
+    def _call(self, call: Call) -> Iterator[Phase | Step | Request]:
         self.n_events += 1
         self.start_ns = self.start_ns or call.start_ns
         self.end_ns = max(self.end_ns, call.start_ns)
         marker = marker_of(call)
         if marker is not None:
+            n_phases = len(self.phases)
             self._phases.mark(call, marker)
             self.requests.mark(call, marker)
+            yield from self.phases[n_phases:]
             return
         if call.name in CREATE:
             self._create(call)
+        if call.flags & RESUMING and not (self.header and self.header.attached):
+            self._because(f"line {call.line}: the beginning of a {call.name} is missing")
         self._look_for_gaps(call)
         phase = self._phases.of(call)
         descriptor = self.descriptors.apply(call)
@@ -154,7 +161,9 @@ class Replay:
         self._born.pop(tid, None)
         self.main_pid = self.main_pid or pid
         if pid not in self.descriptors.tables:
-            self.descriptors.begin(pid, self._parser.parent_of(pid) or None)
+            birth = self._parser.birth_of(tid)
+            self.descriptors.begin(pid, self._parser.parent_of(pid) or None,
+                                   birth is not None and "CLONE_FILES" in birth.args)
 
     def _create(self, call: Call) -> None:
         if "CLONE_UNTRACED" in call.args:
@@ -163,10 +172,13 @@ class Replay:
         child = call.result or 0
         if child > 0 and child not in self.living and child not in self._ended:
             self._born[child] = call.pid if "CLONE_THREAD" in call.args else child, call.line
-        if child > 0 and "CLONE_FILES" in call.args and "CLONE_THREAD" not in call.args:
+            if "CLONE_THREAD" not in call.args:
+                self.descriptors.begin(child, call.pid, "CLONE_FILES" in call.args)
+        elif child in self.descriptors.tables and "CLONE_FILES" in call.args and "CLONE_THREAD" not in call.args:
             self.descriptors.tables[child] = self.descriptors.table(call.pid)
         if not self._creating():
             self._ended.clear()
+            self.descriptors.forget_closed()
 
     def _creating(self) -> bool:
         return any(call.name in CREATE for call in self._parser.open_calls.values())
@@ -191,6 +203,9 @@ class Replay:
             if self.header is None or self.header.seccomp_bpf:
                 self._because(f"line {call.line}: the program set a seccomp filter, and this recording (--seccomp-bpf)"
                               " does not see calls that such a filter stops; record with --no-seccomp-bpf")
+        elif (call.name, call.result) in OWN_TABLES and OWN_TABLES[call.name, 0] in call.args:
+            self._because(f"line {call.line}: a thread took a table of descriptors of its own ({call.name}), which is"
+                          " not followed")
         elif call.name in ("sendmmsg", "recvmmsg") and _is_elided(call):
             self._because(f"line {call.line}: strace left out some messages of a {call.name} (its -s is shorter)")
 
@@ -213,6 +228,8 @@ class Replay:
         if self._born:
             _, line = next(iter(self._born.values()))
             self._because(f"line {line}: a process was made and never seen ({len(self._born)} in all)")
+        if self._n_misplaced:
+            self._because(f"{self._n_misplaced} processes were taken for children of others until their clone returned")
         if self.descriptors.n_contradictions:
             self._because(f"{self.descriptors.n_contradictions} descriptors are not what they seem:"
                           f" {'; '.join(self.descriptors.contradictions)}")

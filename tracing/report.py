@@ -18,9 +18,10 @@ from tracing.checks import FAIL, INCONCLUSIVE, PASS, Offence, Outcome
 from tracing.errors import TraceError
 from tracing.histogram import Durations
 from tracing.judge import Judgement
-from tracing.overview import Overview, duration, overview, plain
+from tracing.overview import Overview, duration, overview
 from tracing.page import PERCENTILES, Reported, recording
 from tracing.policy import Policy, load_all
+from tracing.syntax import plain
 
 VERSION = 1
 Target = str | Path | None  # a file to write, if any

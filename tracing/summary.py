@@ -7,7 +7,8 @@ without -w shows system time), so a call that waits comes first.
 from argparse import Namespace
 
 from tracing.histogram import Durations
-from tracing.overview import Overview, Tally, overview, plain
+from tracing.overview import Overview, Tally, overview
+from tracing.syntax import plain
 
 HEAD = (f"{'% time':>6} {'seconds':>11} {'usecs/call':>11} {'p50':>10} {'p90':>10} {'p99':>10} {'max':>11} {'calls':>9}"
         f" {'errors':>8} syscall")

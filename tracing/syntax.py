@@ -20,6 +20,8 @@ _DESCRIPTOR = re.compile(rf"(-?\d{{1,10}}|AT_FDCWD)(?:({ANNOTATION})(?:\(deleted
 _QUOTED = re.compile(rf"({STRING})(?:\.\.\.)?", re.DOTALL)
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|x[\da-fA-F]{1,2}|.)", re.DOTALL)
 _ESCAPES = re.compile(rf"(?:{_ESCAPE.pattern})+", re.DOTALL)  # a character in UTF-8 is a run of them
+# Control characters, halves of surrogate pairs, what turns the direction of text: a path may hold any of them.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 _NAMED = {"n": b"\n", "t": b"\t", "r": b"\r", "v": b"\v", "f": b"\f", "a": b"\a", "b": b"\b"}
 
 
@@ -62,3 +64,8 @@ def _byte(escape: str) -> bytes:
     if escape[0] == "x" and len(escape) > 1:
         return bytes([int(escape[1:], 16)])
     return _NAMED.get(escape) or escape.encode("utf-8", "surrogatepass")
+
+
+def plain(text: str) -> str:
+    """Text of a tracee, safe to show: what would not be seen, or do more than be seen, is escaped."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)

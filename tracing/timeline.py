@@ -12,7 +12,8 @@ from typing import NamedTuple, Self
 
 from tracing.checks import Offence
 from tracing.histogram import Density
-from tracing.overview import Exchanged, Overview, PhaseView, duration, plain
+from tracing.overview import Exchanged, Overview, PhaseView, duration
+from tracing.syntax import plain
 
 WIDTH, LOW, HIGH = 1000, 34, 150  # of a phase without, and with, requests
 CURVE = 30  # height of the curve of calls

@@ -45,6 +45,14 @@ class Inherited:
 
 
 @dataclass(frozen=True)
+class Thread:
+    """A thread that was there when strace attached."""
+
+    tid: int
+    pid: int  # of its process
+
+
+@dataclass(frozen=True)
 class Header:
     """How the trace was recorded."""
 
@@ -63,6 +71,7 @@ class Header:
     inherited: tuple[Inherited, ...]
     system: str  # kernel and machine
     python: str
+    threads: tuple[Thread, ...] = ()  # where strace attached: a trace shows no process of those
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Footer:
     torn: bool = False  # the last strace line was cut; the recorder ended it
 
 
-Part = TypeVar("Part", Header, Footer, Inherited)
+Part = TypeVar("Part", Header, Footer, Inherited, Thread)
 
 
 def encode(mark: bytes, part: Header | Footer) -> bytes:
@@ -103,8 +112,8 @@ def _field(hint: Any, value: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError("expected a list")
         return tuple(_field(element, each) for each in value)
-    if hint is Inherited:
-        return decode(Inherited, value)
+    if hint in (Inherited, Thread):
+        return decode(hint, value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -50,7 +51,8 @@ def validate(models: Sequence[str], policies: Sequence[Policy], trace: Path,
             driven = drive.drive(url)
             recording.send_signal(signal.SIGTERM)
             stopped = recording.wait(STOP_S)
-    return Validation(judge.judge(trace, policies), driven, stopped, start_s, time.monotonic() - began)
+    judgement = judged(trace, policies, driven, stopped)
+    return Validation(judgement, driven, stopped, start_s, time.monotonic() - began)
 
 
 def by_seccomp(options: Sequence[str]) -> bool | None:
@@ -80,20 +82,23 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def verdict(validation: Validation) -> str:
-    """That of the trace; a drive that went wrong proves nothing."""
-    sound = not validation.driven.wrong and validation.stopped == 0
-    return validation.judgement.verdict if sound or validation.judgement.verdict == judge.FAIL else judge.INCONCLUSIVE
+def judged(trace: Path, policies: Sequence[Policy], driven: Driven, stopped: int) -> Judgement:
+    """By the trace; but a drive that went wrong proves nothing."""
+    judgement = judge.judge(trace, policies)
+    wrong = [f"{len(driven.wrong)} requests were answered otherwise than expected"] * bool(driven.wrong)
+    wrong += [f"the server ended with status {stopped}"] * bool(stopped)
+    verdict = judge.INCONCLUSIVE if wrong and judgement.verdict == judge.PASS else judgement.verdict
+    return replace(judgement, verdict=verdict, reasons=(*judgement.reasons, *wrong))
 
 
 def text(validation: Validation) -> str:
     """One screen; the last line begins with the verdict."""
-    driven, judged = validation.driven, judge.text(validation.judgement).splitlines()
-    lines = [f"  {driven.requests:,} requests to {len(driven.endpoints)} endpoints, {len(driven.wrong)} answered otherwise"
-             f" than expected", f"  ready in {validation.start_s:.1f} s (traced), stopped with status {validation.stopped}"]
+    driven = validation.driven
+    lines = [f"  {driven.requests:,} requests to {len(driven.endpoints)} endpoints,"
+             f" {len(driven.wrong)} answered otherwise than expected",
+             f"  ready in {validation.start_s:.1f} s (traced), all of it {validation.seconds:.1f} s"]
     lines += [f"  unexpected: {wrong}" for wrong in driven.wrong[:5]]
-    last = judged.pop().removeprefix(validation.judgement.verdict)
-    return "\n".join([*lines, *judged, f"{verdict(validation)}{last}, {validation.seconds:.1f} s"])
+    return "\n".join([*lines, judge.text(validation.judgement)])
 
 
 def main(options: Namespace) -> int:
@@ -111,4 +116,4 @@ def main(options: Namespace) -> int:
     cost = "; ".join(f"profile {profile}: {record.overhead(profile)}" for profile in ("sovereign", "full"))
     report.write(validation.judgement.path, validation.judgement, html=options.report, junit=options.junit, cost=cost)
     print(f"  recorded with the profile {profile_for(policies)}; cost of {cost}\n{text(validation)}")
-    return judge.STATUS[verdict(validation)]
+    return judge.STATUS[validation.judgement.verdict]

@@ -161,9 +161,10 @@ def test_many_header_lines_are_served(server):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_connections_above_the_limit_get_503_and_others_are_served(native):
-    with serving.start("--max-connections", "20", native=native) as server:
+    with serving.start("--max-connections", "20", native=native) as server, server.connect() as first:
         for _ in range(2):  # what was refused or closed is not counted for ever
-            with connections(server, 20) as admitted:
+            with connections(server, 19) as others:
+                admitted = [first, *others]
                 for client in admitted:
                     assert client.ask(HEALTH).status == 200
                 for _ in range(30):
@@ -175,7 +176,7 @@ def test_connections_above_the_limit_get_503_and_others_are_served(native):
                         assert refused.is_closed()
                 for client in admitted:
                     assert client.ask(predict_request()).status == 200
-            wait_until_served(server)
+            serving.wait_for(lambda: b"testigo_connections 1.0\n" in first.ask(request("GET", "/metrics")).body)
 
 
 def wait_until_served(server: serving.Server) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tracing.traces import PID, Lines, inet, unix
+from tests.tracing.traces import PID, Lines, inet
 from tracing.fds import ACCEPTED, INHERITED, OPENED, PAIRED, PASSED, Descriptors
 from tracing.parse import Call, Parser
 
@@ -19,11 +19,22 @@ def follow(lines: Lines) -> Descriptors:
     return table
 
 
-def test_connected_socket_knows_its_peer_also_when_connecting_failed():
+@pytest.mark.parametrize("result, peer", [
+    ("0", "10.0.0.1:443"), ("-1 EINPROGRESS (Operation now in progress)", "10.0.0.1:443"), ("?", "10.0.0.1:443"),
+    ("-1 ECONNREFUSED (Connection refused)", "None")])
+def test_socket_has_a_peer_unless_connecting_failed_for_certain(result, peer):
     table = follow(Lines().call("socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_IP) = 3<TCP:[7]>")
-                   .call(f"connect(3<TCP:[7]>, {inet('10.0.0.1', 443)}, 16) = -1 ECONNREFUSED (Connection refused)"))
+                   .call(f"connect(3<TCP:[7]>, {inet('10.0.0.1', 443)}, 16) = {result}"))
     socket = table.find(PID, 3)
-    assert (socket.origin, socket.family, str(socket.peer)) == (OPENED, "AF_INET", "10.0.0.1:443")
+    assert (socket.origin, socket.family, str(socket.peer)) == (OPENED, "AF_INET", peer)
+
+
+def test_connect_that_fails_leaves_the_peer_that_was():
+    table = follow(Lines().call("socket(AF_INET, SOCK_STREAM, IPPROTO_IP) = 3<TCP:[7]>")
+                   .call(f"connect(3<TCP:[7]>, {inet('10.0.0.1', 443)}, 16) = 0")
+                   .call(f"connect(3<TCP:[7]>, {inet('127.0.0.1', 80)}, 16) = -1 EISCONN (no)")
+                   .call("connect(3<TCP:[7]>, {sa_family=AF_UNSPEC}, 16) = -1 EINVAL (no)"))
+    assert str(table.find(PID, 3).peer) == "10.0.0.1:443"
 
 
 def test_dup_and_fcntl_share_what_they_stand_for():
@@ -38,6 +49,15 @@ def test_forked_process_has_a_copy_of_the_table():
     table.begin(200, PID)
     table.tables[PID].entries.clear()
     assert table.find(200, 3).name == "/etc/x"
+
+
+def test_child_that_is_being_made_may_have_what_its_parent_closes():
+    lines = Lines().call('openat(AT_FDCWD</>, "/etc/x", O_RDONLY) = 3</etc/x>').call("close(3</etc/x>) = 0")
+    table, parser = Descriptors(creating=lambda: True), Parser()
+    for line in lines.lines:
+        table.apply(parser.feed(line))
+    table.begin(200, PID)
+    assert table.find(PID, 3) is None and table.find(200, 3).name == "/etc/x"
 
 
 def test_close_removes_and_close_range_too():
@@ -82,16 +102,16 @@ def test_passed_descriptors_are_known_by_what_carried_them():
     assert (table.find(PID, 17).origin, table.find(PID, 17).others) == (PASSED, True)
 
 
-def test_listening_socket_is_found_by_what_is_sent_to_it():
+def test_listening_socket_knows_the_port_that_the_kernel_chose():
     lines = Lines().listen(3, "0.0.0.0", 0)
-    lines.call(f"getsockname(3<TCP:[0.0.0.0:0]>, {inet('0.0.0.0', 5000)}, [128 => 16]) = 0")
-    lines.call("socket(AF_UNIX, SOCK_STREAM, 0) = 4<UNIX-STREAM:[4]>")
-    lines.call(f"bind(4<UNIX-STREAM:[4]>, {unix('/run/x')}, 110) = 0")
-    from tracing.sockets import address_of
-    table = follow(lines)
-    assert list(table.bound_to(address_of(inet("127.0.0.1", 5000)))) == [table.find(PID, 3)]
-    assert list(table.bound_to(address_of(unix("/run/x")))) == [table.find(PID, 4)]
-    assert not list(table.bound_to(address_of(inet("127.0.0.1", 5001))))
+    (socket,) = follow(lines.call(f"getsockname(3<TCP:[0.0.0.0:0]>, {inet('0.0.0.0', 5000)}, [128 => 16]) = 0")).sockets()
+    assert (socket.listening, str(socket.local)) == (True, "0.0.0.0:5000")
+
+
+def test_socket_is_uncertain_after_execve_until_it_is_used():
+    table = follow(Lines().listen(3).start())
+    assert not list(table.sockets())
+    assert list(follow(Lines().listen(3).start().call("listen(3<TCP:[127.0.0.1:80]>, 5) = 0")).sockets())
 
 
 def test_peer_that_no_call_gave_contradicts():

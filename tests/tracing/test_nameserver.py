@@ -54,7 +54,7 @@ def test_other_types_have_no_answer_and_unknown_names_do_not_exist():
 
 @pytest.mark.parametrize("text, expected", [
     ("# comment\nsearch example\nnameserver 10.0.0.2\nnameserver 10.0.0.3\nnameserver 10.0.0.2\n", ["10.0.0.2", "10.0.0.3"]),
-    ("nameserver 2001:db8::1\n", ["127.0.0.1"]), ("", ["127.0.0.1"])])
+    ("nameserver 2001:db8::1\nnameserver 10.0.0.999\n", ["127.0.0.1"]), ("", ["127.0.0.1"])])
 def test_servers_of_resolv_conf(text, expected):
     assert servers(text) == [IPv4Address(each) for each in expected]
 

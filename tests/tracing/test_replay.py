@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tracing.traces import NONCE, PID, Inherited, Lines, inet
+from tests.tracing.traces import PID, Inherited, Lines, inet
 from tracing.errors import TraceError
 from tracing.phases import Request
 from tracing.replay import Replay, Step
@@ -117,6 +117,15 @@ def test_another_thread_begins_a_new_streak(tmp_path):
              .exchange().exchange().exchange(tid=101).raw("+++ exited with 0 +++", 101).end())
     _, requests, _, _ = replay(lines, tmp_path)
     assert [r.streak for r in requests] == [0, 1, 0]
+
+
+def test_thread_that_has_given_its_connection_away_works_for_nobody(tmp_path):
+    lines = (Lines().start().call("clone(child_stack=0x1, flags=CLONE_VM|CLONE_FILES|CLONE_THREAD) = 101").listen().accept()
+             .exchange().exchange(tid=101).call("epoll_wait(4<anon_inode:[eventpoll]>, [], 64, -1) = 1").exchange(tid=101)
+             .raw("+++ exited with 0 +++", 101).end())
+    steps, requests, _, _ = replay(lines, tmp_path)
+    assert [r.calls for r in requests] == [2, 2, 2]
+    assert [step.request for step in steps if step.call.name == "epoll_wait"] == [None]
 
 
 def test_call_that_the_kernel_repeats_counts_once(tmp_path):

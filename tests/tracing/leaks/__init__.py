@@ -111,7 +111,7 @@ def wait_until(true: Callable[[], object], what: str) -> None:
 
 
 def ask(request: str) -> None:
-    """Let the neighbour do something, such as `listen 127.0.0.1 9100`; by files: a socket would be a leak of its own."""
+    """Let the neighbour do something, such as `listen tcp ::1 9100`; by files: a socket would be a leak itself."""
     done, asked = path("answer"), path("ask")
     Path(asked + ".new").write_text(request)
     os.rename(asked + ".new", asked)

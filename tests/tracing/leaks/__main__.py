@@ -1,4 +1,7 @@
-"""`python -m tests.tracing.leaks NAME`: one leak; exit status 77 outside a namespace of its own, 78 where it cannot run."""
+"""`python -m tests.tracing.leaks NAME`: one leak.
+
+Exit status 77 outside a namespace of its own, 78 where it cannot run.
+"""
 
 import sys
 

@@ -26,6 +26,10 @@ def udp(family: int = socket.AF_INET) -> socket.socket:
     return socket.socket(family, socket.SOCK_DGRAM)
 
 
+def sockaddr(host: str, port: int) -> bytes:
+    return struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), socket.inet_aton(host))
+
+
 def connect_and_send() -> None:
     with attempt(), tcp() as s:
         s.connect((OUTSIDE, PORT))
@@ -116,8 +120,7 @@ def udp_sendmsg() -> None:
 def sendmmsg(s: socket.socket, addresses: list[tuple[str, int]]) -> None:
     """One call, a message to each address."""
     data, keep = vector(SECRET)
-    names = [ctypes.create_string_buffer(struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), socket.inet_aton(host)), 16)
-             for host, port in addresses]
+    names = [ctypes.create_string_buffer(sockaddr(host, port), 16) for host, port in addresses]
     messages = (mmsghdr * len(names))()
     for message, name in zip(messages, names):
         header = message.header
@@ -193,7 +196,8 @@ def multicast_join() -> None:
 @leak(FAIL)
 def multicast_join6() -> None:
     with attempt(), udp(socket.AF_INET6) as s:
-        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, "ff02::99") + struct.pack("=I", 1))
+        group = socket.inet_pton(socket.AF_INET6, "ff02::99") + struct.pack("=I", 1)
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
 
 
 @leak(FAIL)
@@ -247,23 +251,49 @@ def spawned() -> None:
     attempted()
 
 
+def connecting() -> bool:
+    """Whether there is a socket in the state SYN_SENT."""
+    return f":{FULL_PORT:04X} 02 " in Path("/proc/self/net/tcp").read_text()
+
+
 @leak(FAIL)
 def last_instant() -> None:
     """A connect that still blocks when the process ends."""
     threading.Thread(target=tcp().connect, args=((OUTSIDE, FULL_PORT),), daemon=True).start()
-    wait_until(lambda: f":{FULL_PORT:04X} 02 " in Path("/proc/self/net/tcp").read_text(), "a connect to begin")
+    wait_until(connecting, "a connect to begin")
     attempted()
     os._exit(0)
 
 
 # Options that send a packet elsewhere than its address says
 
+LOOSE = bytes([0x83, 11, 4]) + socket.inet_aton(OUTSIDE) + socket.inet_aton("127.0.0.1") + b"\0"
+TIME_TO_LIVE = (socket.IPPROTO_IP, socket.IP_TTL, struct.pack("i", 9))
+ROUTE = (socket.IPPROTO_IP, socket.IP_RETOPTS, LOOSE)
+
+
 @leak(FAIL)
 def source_route() -> None:
     """To one's own socket, by way of another host."""
     with udp() as own, udp() as s:
         own.bind(("127.0.0.1", 0))
-        loose = bytes([0x83, 11, 4]) + socket.inet_aton(OUTSIDE) + socket.inet_aton("127.0.0.1")
         with attempt():
-            s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, loose + b"\0")
+            s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, LOOSE)
             s.sendto(SECRET, own.getsockname())
+
+
+@leak(FAIL)
+def source_route_of_one_message() -> None:
+    with udp() as own, udp() as s:
+        own.bind(("127.0.0.1", 0))
+        with attempt():
+            s.sendmsg([SECRET], [ROUTE], 0, own.getsockname())
+
+
+@leak(FAIL)
+def source_route_behind_others() -> None:
+    """After many control messages."""
+    with udp() as own, udp() as s:
+        own.bind(("127.0.0.1", 0))
+        with attempt():
+            s.sendmsg([SECRET], [TIME_TO_LIVE] * 140 + [ROUTE], 0, own.getsockname())

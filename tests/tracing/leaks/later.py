@@ -6,13 +6,14 @@ import socket
 import sys
 import threading
 
-from tests.tracing.leaks import FAIL, INCONCLUSIVE, OUTSIDE, PORT, SECRET, attempt, attempted, leak, path, phase, wait_for_tracer
-from tests.tracing.leaks.internet import connect_and_send, tcp, udp
+from tests.tracing.leaks import FAIL, FULL_PORT, INCONCLUSIVE, OUTSIDE, PORT, SECRET
+from tests.tracing.leaks import attempt, attempted, leak, path, phase, wait_for_tracer, wait_until
+from tests.tracing.leaks.internet import connect_and_send, connecting, tcp, udp
 from tests.tracing.leaks.kernel import ETH_P_IP
 from tests.tracing.leaks.neighbours import disconnect, unix
 from tests.tracing.leaks.syscalls import libc, syscall, vector
 
-CLONE_FILES, CLOSE_RANGE_UNSHARE, CLONE_UNTRACED, SIGCHLD = 0x400, 2, 0x800000, 17
+CLONE_FILES, CLOSE_RANGE_UNSHARE, CLONE_VFORK, CLONE_UNTRACED, SIGCHLD = 0x400, 2, 0x4000, 0x800000, 17
 SERVE_AND_WRITE = f"""
 import os, sys
 os.access(f"/dev/null/testigo/v1/{{os.environ['TESTIGO_TRACE']}}/0/phase=serving", os.F_OK)
@@ -55,7 +56,7 @@ def never_serving() -> None:
     connect_and_send()
 
 
-@leak(INCONCLUSIVE, arrives=True)
+@leak(FAIL, arrives=True)
 def loading_again() -> None:
     for name in ("load", "serving", "load"):
         phase(name)
@@ -134,11 +135,36 @@ def netlink_of_load_sent() -> None:
             s.send(SECRET)
 
 
-@leak(INCONCLUSIVE, how="run")
+@leak(INCONCLUSIVE)
 def tun_of_load() -> None:
     phase("load")
     device = os.open("/dev/net/tun", os.O_RDWR)
     write_when_serving(device)
+
+
+@leak(INCONCLUSIVE)
+def begun_in_load() -> None:
+    """A connect that blocks while serving begins."""
+    phase("load")
+    threading.Thread(target=tcp().connect, args=((OUTSIDE, FULL_PORT),), daemon=True).start()
+    wait_until(connecting, "a connect to begin")
+    phase("serving")
+    attempted()
+    os._exit(0)
+
+
+@leak(INCONCLUSIVE, arrives=True)
+def connect_finished_elsewhere() -> None:
+    """The second connect returns 0, for the first has succeeded; its own address does not matter."""
+    phase("load")
+    with tcp() as own, tcp() as s:
+        own.bind(("127.0.0.1", 0))
+        own.listen()
+        s.setblocking(False)
+        s.connect_ex((OUTSIDE, PORT))
+        s.connect(own.getsockname())
+        write_when_serving(s.fileno())
+        os._exit(0)
 
 
 @leak(INCONCLUSIVE, arrives=True)
@@ -174,6 +200,7 @@ def accepted_then_connected() -> None:
         disconnect(s)
         s.connect((OUTSIDE, PORT))
         write_when_serving(s.fileno())
+        os._exit(0)  # no call afterwards that would show the socket
 
 
 @leak(INCONCLUSIVE, arrives=True)
@@ -263,6 +290,18 @@ def child_keeps_it() -> None:
 
 
 @leak(INCONCLUSIVE, arrives=True)
+def child_made_it() -> None:
+    """A child that shares the descriptors connects one, and ends."""
+    phase("load")
+    pid = syscall("clone", CLONE_FILES | CLONE_VFORK | SIGCHLD, 0, 0, 0, 0)
+    if pid == 0:
+        os.dup2(outward().detach(), 99)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    write_when_serving(99)
+
+
+@leak(INCONCLUSIVE, arrives=True)
 def thread_keeps_it() -> None:
     """A thread with descriptors of its own (CLONE_FILES undone)."""
     keep_in_thread(lambda: libc.unshare(CLONE_FILES), lambda s: s.close())
@@ -294,13 +333,17 @@ def keep_in_thread(begin, forget) -> None:
     worker.join()
 
 
+def serve_and_write(s: socket.socket) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", SERVE_AND_WRITE, str(s.fileno())]
+
+
 @leak(INCONCLUSIVE, arrives=True)
 def spawned_with_it() -> None:
     """Python clears close-on-exec with an ioctl, which a profile may not trace."""
     phase("load")
     with outward() as s:
         s.set_inheritable(True)
-        pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", SERVE_AND_WRITE, str(s.fileno())], os.environ)
+        pid = os.posix_spawn(sys.executable, serve_and_write(s), os.environ)
     os.waitpid(pid, 0)
     attempted()
 
@@ -311,7 +354,7 @@ def became_with_it() -> None:
     s = outward()
     s.set_inheritable(True)
     attempted()
-    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", SERVE_AND_WRITE, str(s.fileno())])
+    os.execv(sys.executable, serve_and_write(s))
 
 
 @leak(FAIL, arrives=True)
@@ -329,7 +372,9 @@ def listener_closed_by_exec() -> None:
 @leak(INCONCLUSIVE, arrives=True)
 def untraced_child() -> None:
     """CLONE_UNTRACED: strace is not told of it."""
+    phase("load")
     with outward() as s:
+        phase("serving")
         pid = syscall("clone", CLONE_UNTRACED | SIGCHLD, 0, 0, 0, 0)
         if pid == 0:
             os.write(s.fileno(), SECRET)

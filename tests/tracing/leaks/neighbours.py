@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+import struct
 
 from tests.tracing.leaks import FAIL, INCONCLUSIVE, PORT, SECRET, ask, attempt, attempted, leak, path, peers, phase
 from tests.tracing.leaks.internet import tcp, udp
@@ -165,11 +166,11 @@ def socket_passed_in_load() -> None:
         os.write(given, SECRET)
 
 
-def give_away(one: socket.socket) -> None:
+def give_away(fd: int) -> None:
     """To the neighbour, which reads what comes out of it, or accepts."""
     with unix() as s:
         s.connect(path("taker"))
-        socket.send_fds(s, [b"."], [one.fileno()])
+        socket.send_fds(s, [b"."], [fd])
         s.recv(1)
 
 
@@ -178,25 +179,79 @@ def pair_of_load_given_away() -> None:
     """A socketpair, whose other end is a neighbour's since loading."""
     phase("load")
     here, there = socket.socketpair()
-    give_away(there)
+    give_away(there.fileno())
     there.close()
     phase("serving")
     with attempt():
         here.sendall(SECRET)
 
 
-@leak(INCONCLUSIVE, arrives=True)
+@leak(FAIL, arrives=True)
 def listener_of_load_given_away() -> None:
     """One's own listening socket, where a neighbour accepts, too."""
     phase("load")
     with tcp() as own, tcp() as s:
         own.bind(("127.0.0.1", 0))
         own.listen()
-        give_away(own)
+        give_away(own.fileno())
         phase("serving")
         with attempt():
             s.connect(own.getsockname())
             s.sendall(SECRET)
+
+
+@leak(INCONCLUSIVE, arrives=True)
+def pipe_of_load_given_away() -> None:
+    phase("load")
+    source, target = os.pipe()
+    give_away(source)
+    phase("serving")
+    with attempt():
+        os.write(target, SECRET)
+
+
+@leak(INCONCLUSIVE)
+def pipe_of_another() -> None:
+    """/proc opens it anew."""
+    with attempt():
+        os.write(os.open(f"/proc/{peers()['pid']}/fd/1", os.O_WRONLY), SECRET)
+
+
+@leak(INCONCLUSIVE)
+def pipe_of_another_by_link() -> None:
+    os.symlink(f"/proc/{peers()['pid']}/fd", path("link"))
+    with attempt():
+        os.write(os.open(path("link/1"), os.O_WRONLY), SECRET)
+
+
+@leak(INCONCLUSIVE, arrives=True)
+def accepted_of_load_given_away() -> None:
+    """The other end of a connection with oneself is a neighbour's since loading."""
+    phase("load")
+    with tcp() as own, tcp() as s:
+        own.bind(("127.0.0.1", 0))
+        own.listen()
+        s.connect(own.getsockname())
+        with own.accept()[0] as accepted:
+            give_away(accepted.fileno())
+        phase("serving")
+        with attempt():
+            os.write(s.fileno(), SECRET)
+
+
+@leak(INCONCLUSIVE, arrives=True)
+def rights_behind_others() -> None:
+    """After many control messages, the last gives a pipe away."""
+    phase("load")
+    source, target = os.pipe()
+    with unix() as s:
+        s.connect(path("taker"))
+        phase("serving")
+        who = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("3i", os.getpid(), os.getuid(), os.getgid()))
+        with attempt():
+            s.sendmsg([b"."], [who] * 140 + [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", source))])
+            s.recv(1)
+            os.write(target, SECRET)
 
 
 @leak(INCONCLUSIVE, arrives=True, how="stdin")
@@ -279,9 +334,66 @@ def udp_port_shared() -> None:
             s.sendto(SECRET, ("127.0.0.1", 9105))
 
 
-def listening(port: int) -> socket.socket:
+@leak(FAIL, arrives=True)
+def udp_port_released() -> None:
+    """connect(AF_UNSPEC) gives back a port that the kernel chose."""
+    with udp() as own, udp() as s:
+        own.bind(("127.0.0.1", 0))
+        port = own.getsockname()[1]
+        disconnect(own)
+        ask(f"listen udp 127.0.0.1 {port}")
+        with attempt():
+            s.sendto(SECRET, ("127.0.0.1", port))
+
+
+@leak(FAIL, arrives=True)
+def udp_peer_replaced() -> None:
+    """Connected to a socket of one's own, whose port is another's when it is written to."""
+    with udp() as own, udp() as s:
+        own.bind(("127.0.0.1", 9110))
+        s.connect(("127.0.0.1", 9110))
+        own.close()
+        ask("listen udp 127.0.0.1 9110")
+        with attempt():
+            os.write(s.fileno(), SECRET)
+
+
+def connect_often(port: int) -> None:
+    """Some of the connections are the neighbour's, which listens, too; what is written to them is not traced."""
+    with listening(port, socket.SO_REUSEPORT):
+        ask(f"share tcp 127.0.0.1 {port}")
+        with attempt():
+            for _ in range(24):
+                s = tcp()
+                s.connect(("127.0.0.1", port))
+                os.write(s.fileno(), SECRET)
+                s.close()
+
+
+@leak(FAIL, arrives=True)
+def tcp_port_shared() -> None:
+    connect_often(9111)
+
+
+@leak(FAIL, arrives=True)
+def tcp_port_shared_with_accepts() -> None:
+    """There are accepts in the trace, of connections whose other end was gone: they are not of these."""
+    phase("load")
+    with unix() as own:
+        own.bind("\0own")
+        own.listen(30)
+        for _ in range(24):
+            with unix() as s:
+                s.connect("\0own")
+        for _ in range(24):
+            own.accept()[0].close()
+    phase("serving")
+    connect_often(9112)
+
+
+def listening(port: int, option: int = socket.SO_REUSEADDR) -> socket.socket:
     own = tcp()
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.setsockopt(socket.SOL_SOCKET, option, 1)
     own.bind(("127.0.0.1", port))
     own.listen()
     return own

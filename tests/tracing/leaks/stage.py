@@ -1,7 +1,7 @@
-"""The namespace in which leaks run, with neighbours that are not traced: `unshare --net python -m tests.tracing.leaks.stage`.
+"""The namespace in which leaks run, and their untraced neighbour: `unshare --net python -m tests.tracing.leaks.stage`.
 
 It brings lo up and gives it the addresses that stand for other hosts, then serves: a line of JSON
-{"name": …, "out": folder, "command": […]} on stdin → a line {"status": …, "stdout": …, "stderr": …, "arrived": …} on stdout.
+{"name": …, "out": folder} on stdin → a line {"status": …, "stdout": …, "stderr": …, "arrived": …} on stdout.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import select
 import selectors
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -60,6 +61,7 @@ class Neighbour:
         self.folder, self.received = folder, b""
         self._selector = selectors.DefaultSelector()
         self._all: list[socket.socket] = []
+        self._pipes: list[int] = []
         any_ = ("::", PORT)
         self.listen(socket.AF_INET6, socket.SOCK_STREAM, any_)
         self.listen(socket.AF_INET6, socket.SOCK_DGRAM, any_)
@@ -75,10 +77,10 @@ class Neighbour:
     def path(self, name: str) -> str:
         return name if name.startswith("\0") else os.path.join(self.folder, name)
 
-    def listen(self, family: int, kind: int, address: Any, role: str = "") -> None:
+    def listen(self, family: int, kind: int, address: Any, role: str = "", shared: bool = False) -> None:
         s = socket.socket(family, kind)
         if family != socket.AF_UNIX:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
         s.bind(address)
         if kind == socket.SOCK_STREAM:
             s.listen()
@@ -92,6 +94,8 @@ class Neighbour:
     def close(self) -> None:
         for s in (*self._all, self._full, *self._waiting):
             s.close()
+        for fd in self._pipes:
+            os.close(fd)
         self._selector.close()
 
     def step(self, timeout_s: float) -> bool:
@@ -100,7 +104,7 @@ class Neighbour:
         ready = self._selector.select(timeout_s)
         for key, _ in ready:
             with contextlib.suppress(OSError):
-                self._serve(key.fileobj, key.data)
+                self._serve(key.fileobj, key.data)  # type: ignore[arg-type]
         return bool(ready)
 
     def _serve(self, s: socket.socket, role: str) -> None:
@@ -111,12 +115,18 @@ class Neighbour:
             return self._watch(connection, role)
         data, descriptors = (socket.recv_fds(s, 65536, 4)[:2]) if role == "taker" else (s.recv(65536), [])
         for fd in descriptors:
-            self._watch(socket.socket(fileno=fd), "")
+            self._take(fd)
             s.send(b".")
         self.received += data
         if not data and s.type == socket.SOCK_STREAM:
             self._selector.unregister(s)
             s.close()
+
+    def _take(self, fd: int) -> None:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            self._watch(socket.socket(fileno=fd), "")
+        else:
+            self._pipes.append(fd)
 
     def _give(self, connection: socket.socket) -> None:
         with connection, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
@@ -128,7 +138,7 @@ class Neighbour:
         asked = self.path("ask")
         if not os.path.exists(asked):
             return
-        _, kind, *where = Path(asked).read_text().split()
+        how, kind, *where = Path(asked).read_text().split()
         os.unlink(asked)
         said = ""
         try:
@@ -136,7 +146,8 @@ class Neighbour:
                 self.listen(socket.AF_UNIX, socket.SOCK_STREAM, where[0])
             else:
                 family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
-                self.listen(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM, (where[0], int(where[1])))
+                type_ = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+                self.listen(family, type_, (where[0], int(where[1])), shared=how == "share")
         except OSError as error:
             said = str(error)
         Path(self.path("answer.new")).write_text(said)
@@ -150,6 +161,10 @@ class Neighbour:
         os.close(handle)
         while self.step(0):
             pass
+        for fd in self._pipes:
+            os.set_blocking(fd, False)
+            with contextlib.suppress(BlockingIOError):
+                self.received += os.read(fd, 65536)
         return process.wait()
 
 

@@ -5,8 +5,8 @@ import os
 import platform
 
 NUMBERS = {  # name: (x86-64, others)
-    "clone": (56, 220), "sendmmsg": (307, 269), "tee": (276, 77), "vmsplice": (278, 75), "process_vm_writev": (311, 271),
-    "finit_module": (313, 273), "seccomp": (317, 277), "bpf": (321, 280), "io_uring_setup": (425, 425),
+    "clone": (56, 220), "sendmmsg": (307, 269), "tee": (276, 77), "vmsplice": (278, 75),
+    "process_vm_writev": (311, 271), "finit_module": (313, 273), "seccomp": (317, 277), "bpf": (321, 280), "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426), "close_range": (436, 436), "pidfd_getfd": (438, 438), "ptrace": (101, 117),
     "mount": (165, 40), "unshare": (272, 97), "request_key": (249, 218), "io_setup": (206, 0), "io_submit": (209, 2),
 }
