@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,6 +259,8 @@ def main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("tracing: error: interrupted", file=sys.stderr)
+    except Exception:  # a bug: its status must not be taken for a verdict
+        traceback.print_exc()
     return COULD_NOT_RUN
 
 

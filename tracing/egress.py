@@ -10,7 +10,7 @@ a traced process was seen to accept. That one listens there is not enough: anoth
 """
 
 import re
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
@@ -21,7 +21,7 @@ from tracing.fds import Description, Descriptors
 from tracing.parse import Call
 from tracing.replay import Step
 from tracing.sockets import UNREADABLE, Address, address_of
-from tracing.syntax import arguments, descriptor, text_of
+from tracing.syntax import arguments, descriptor, text_of, unescaped
 
 LEAVES, UNPROVEN, NOTED = "leaves", "unproven", "noted"
 
@@ -33,7 +33,8 @@ JOINS = re.compile(r"IP_ADD_(SOURCE_)?MEMBERSHIP|IPV6_(ADD_MEMBERSHIP|JOIN_\w+)|
 ROUTES = re.compile(r"\b(IP_OPTIONS|IP_RETOPTS|IPV6_(2292)?RTHDR|IPV6_(2292)?PKTOPTIONS|IPT_SO_SET_REPLACE)\b")
 DEVICES = re.compile(r"/dev/(net/tun|vhost-(net|vsock)|k?mem|kmsg|port)$")
 NUMBERED = re.compile(r"<(char|block) (\d+:\d+)>")
-TERMINALS_AND_MEMORY = re.compile(r"1:[35789]|4:\d\d?|5:[012]|1(3[6-9]|4[0-3]):\d+")  # null, zero, random …; tty, pts
+# /dev/null, zero, full, random, urandom; virtual terminals, tty, console, ptmx; pts
+TERMINALS_AND_MEMORY = re.compile(r"1:[35789]|4:(\d|[1-5]\d|6[0-3])|5:[012]|1(3[6-9]|4[0-3]):\d+")
 WAYS_OUT = {"10:200", "10:238", "10:241", "1:1", "1:2", "1:4", "1:11"}  # DEVICES by any other name
 OPEN_FOR_READING = re.compile(r"O_RDONLY")
 LOCAL_FILESYSTEMS = {"proc", "sysfs", "tmpfs", "devtmpfs", "devpts", "cgroup2", "overlay", "ramfs", "mqueue", "ext4",
@@ -43,6 +44,7 @@ UNIX_INODES = re.compile(r"UNIX-\w+:\[(\d+)(?:->(\d+))?")
 CONNECTING = {"", "EINPROGRESS", "EINTR", "EALREADY", "EAGAIN"}
 KEPT_ACCEPTS = 10_000  # the oldest are forgotten: a connect that waited for one is then not confirmed
 MEMORY = re.compile(r"/proc/(\d+)(?:/task/\d+)?/mem$")
+OWN_DESCRIPTORS = re.compile(r'"/dev/(std(in|out|err)|fd/\d+)"|"/proc/(self|thread-self|(\d+))/fd/\d+"')
 OTHERS_DESCRIPTORS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?(?:fd|map_files)/")
 STARTS_HELPERS = re.compile(r"/proc/sys/kernel/(core_pattern|modprobe|hotplug|poweroff_cmd)$|/sys/kernel/uevent_helper$"
                             r"|/proc/sys/fs/binfmt_misc/")
@@ -81,7 +83,7 @@ class Watch:
         self._moved = False  # a process went to another network namespace: loopback is not what it was
         self._went_out = False  # some socket has had a peer outside
         self._claims: list[Claim] = []
-        self._accepted: Counter[object] = Counter()  # the other ends of accepted connections from this machine
+        self._accepted: deque[tuple[object, int]] = deque(maxlen=KEPT_ACCEPTS)  # other ends, on this machine; lines
 
     def examine(self, step: Step) -> Finding | None:
         """What is wrong with this call, if anything; call it for every step, also in phases that are not judged."""
@@ -101,10 +103,14 @@ class Watch:
 
     def unconfirmed(self) -> Iterator[Step]:
         """When all was seen: connects to this machine that no traced process was seen to accept."""
+        accepted: dict[object, list[int]] = {}
+        for end, line in self._accepted:
+            accepted.setdefault(end, []).append(line)
         for claim in self._claims:
-            end = claim.inode or _end(claim.socket.local)
-            if self._accepted[end] > 0:
-                self._accepted[end] -= 1
+            lines = accepted.get(claim.inode or _end(claim.socket.local), [])
+            later = [line for line in lines if line > claim.step.call.line]
+            if later:
+                lines.remove(later[0])
             else:
                 yield claim.step
 
@@ -188,17 +194,17 @@ class Watch:
             inodes = UNIX_INODES.search(given[0])
             self._claims.append(Claim(step, socket, inodes[1] if inodes else ""))
             return None
-        return self.to(address, socket, step.call.errno)
+        # A datagram socket stays connected when what it is connected to is another's.
+        return self.to(address, None, step.call.errno)
 
     def _accept(self, step: Step, given: list[str]) -> Finding | None:
         one = step.descriptor
         if step.call.result is None or step.call.result < 0 or one is None:
             return None
         inodes = UNIX_INODES.search(step.call.detail)
-        if inodes or (one.peer and one.peer.is_local):
-            self._accepted[inodes[2] if inodes else _end(one.peer)] += 1
-            if len(self._accepted) > KEPT_ACCEPTS:
-                del self._accepted[next(iter(self._accepted))]
+        end = inodes[2] if inodes else _end(one.peer) if one.peer and one.peer.is_local else None
+        if end:
+            self._accepted.append((end, step.call.last_line))
         return None
 
     def _sendto(self, step: Step, given: list[str]) -> Finding | None:
@@ -270,6 +276,8 @@ class Watch:
         others = OTHERS_DESCRIPTORS.search(step.call.args)
         if others and int(others[1]) not in self._living:
             return Finding(UNPROVEN, f"opens what process {others[1]}, which is not traced, has open", lasts=True)
+        if path.startswith(("pipe:[", "socket:[")) and not OWN_DESCRIPTORS.search(step.call.args):
+            return Finding(UNPROVEN, "opens a pipe that another process may have at its other end", lasts=True)
         if STARTS_HELPERS.match(path) and not reading:
             return Finding(LEAVES, f"opens {path} for writing: the kernel starts what stands there", lasts=True)
         if path == "/dev/kmsg" and reading:
@@ -352,6 +360,7 @@ def _covers(local: Address | None, address: Address) -> bool:
 
 
 def _end(address: Address | None) -> object:
+    """What both ends of a connection show of this one."""
     return (address.ip, address.port) if address and address.is_ip else None
 
 
@@ -359,7 +368,7 @@ def opened_path(call: Call) -> str | None:
     """The path that an open call is about: as the kernel resolved it where it succeeded; None: not readable."""
     if call.result is not None and call.result >= 0 and call.detail.startswith("<"):
         found = re.fullmatch(r"<(.*?)(?:<(?:char|block) \d+:\d+>)?>(\(deleted\))?", call.detail, re.DOTALL)
-        return text_of(f'"{found[1]}"') if found else None
+        return unescaped(found[1]) if found else None
     given = arguments(call.args)
     at = 1 if call.name.startswith("openat") else 0
     path = text_of(given[at]) if len(given) > at else None

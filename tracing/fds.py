@@ -60,7 +60,6 @@ class Entry:
     description: Description
     line: int
     closes_on_exec: bool
-    certain: bool = True  # False after an execve, which may have closed it unseen, until it is used
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Descriptors:
         elif shared:
             self.tables[pid] = source
         else:
-            self.tables[pid] = Table({fd: Entry(e.description, e.line, e.closes_on_exec, e.certain)
+            self.tables[pid] = Table({fd: Entry(e.description, e.line, e.closes_on_exec)
                                       for fd, e in (source.closed | source.entries).items()}, {}, source.exec_line)
 
     def end(self, pid: int) -> None:
@@ -122,10 +121,10 @@ class Descriptors:
         return len(self.table(pid).entries)
 
     def sockets(self) -> Iterator[Description]:
-        """The sockets that are open for certain."""
+        """The sockets that are open."""
         for table in self.tables.values():
             for entry in table.entries.values():
-                if entry.certain and entry.description.kind == "socket":
+                if entry.description.kind == "socket":
                     yield entry.description
 
     # --- calls ---
@@ -166,7 +165,6 @@ class Descriptors:
         if call.flags & SPLIT:  # as it was when the call was entered
             _learn(entry.description, annotation)
             return entry.description
-        entry.certain = True
         wrong = _contradiction(entry.description, annotation)
         if wrong and entry.line <= self.table(call.pid).exec_line:
             return self.add(call, fd, described(annotation, UNKNOWN, call.line))  # closed by execve, opened unseen
@@ -362,8 +360,7 @@ def _execve(table: Descriptors, call: Call, given: list[str]) -> None:
     if call.result != 0:
         return
     old = table.table(call.pid)
-    table.tables[call.pid] = Table({fd: Entry(e.description, e.line, False, certain=False)
-                                    for fd, e in old.entries.items() if not e.closes_on_exec}, {}, call.last_line)
+    table.tables[call.pid] = Table({fd: e for fd, e in old.entries.items() if not e.closes_on_exec}, {}, call.last_line)
 
 
 def _recvmsg(table: Descriptors, call: Call, given: list[str]) -> Description | None:

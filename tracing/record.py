@@ -514,7 +514,7 @@ class Overhead(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        return f"{self.median:.1f} times as long ({self.lowest:.1f} … {self.highest:.1f}) for {self.what}"
+        return f"{self.median:.1f} × ({self.lowest:.1f} … {self.highest:.1f}) for {self.what}"
 
 
 PAIRS = 3

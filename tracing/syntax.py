@@ -51,7 +51,12 @@ def descriptor(argument: str) -> tuple[int, str] | None:
 def text_of(argument: str) -> str | None:
     """What a C string, whole or cut short by "...", stands for, as os.fsdecode has it; None if it is none."""
     match = _QUOTED.fullmatch(argument)
-    return match and _ESCAPES.sub(_unescaped, match[1][1:-1])
+    return match and unescaped(match[1][1:-1])
+
+
+def unescaped(text: str) -> str:
+    """What the text of a string or an annotation stands for, as os.fsdecode has it."""
+    return _ESCAPES.sub(_unescaped, text)
 
 
 def _unescaped(run: re.Match) -> str:

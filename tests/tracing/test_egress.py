@@ -61,6 +61,9 @@ LEAVING = [
     [*Lines().listen(5, port=3128).lines, UDP, f'sendto(3<UDP:[7]>, ""..., 1, 0, {HERE}, 16) = 1'],
     ["socket(AF_INET, SOCK_DGRAM, IPPROTO_IP) = 5<UDP:[8]>", f"bind(5<UDP:[8]>, {inet('127.0.0.1', 3128)}, 16) = 0",
      "setsockopt(5<UDP:[8]>, SOL_SOCKET, SO_REUSEADDR, [1], 4) = 0", UDP, f'sendto(3<UDP:[7]>, ""..., 1, 0, {HERE}, 16) = 1'],
+    ['openat(AT_FDCWD</>, "ttyS0", O_RDWR) = 3</dev/vcs<char 10:200>>'],
+    ["socket(AF_INET, SOCK_DGRAM, IPPROTO_IP) = 5<UDP:[8]>", f"bind(5<UDP:[8]>, {inet('127.0.0.1', 3128)}, 16) = 0",
+     UDP, f"connect(3<UDP:[7]>, {HERE}, 16) = 0"],
     # a listener of one's own is not what is reached when others share its port, or from another namespace
     [*Lines().listen(5, port=3128).lines, TCP, "setsockopt(5<TCP:[7]>, SOL_SOCKET, SO_REUSEPORT, [1], 4) = 0", f"connect(3<TCP:[7]>, {HERE}, 16) = 0"],
     [*Lines().listen(5, port=3128).lines, "unshare(CLONE_NEWNET) = 0", TCP, f"connect(3<TCP:[7]>, {HERE}, 16) = 0"],
@@ -75,6 +78,9 @@ UNPROVEN = [
      "cmsg_data=[4<TCP:[1.1.1.1:1->2.2.2.2:2]>]}], msg_flags=0}, 0) = 1"],
     ["sendmsg(9<UNIX-STREAM:[1->2]>, {msg_name=NULL, msg_control=[{cmsg_len=20, cmsg_level=SOL_SOCKET, cmsg_type=SCM_RIGHTS, "
      "cmsg_data=[4</x>]}], msg_flags=0}, 0) = 1"],
+    ['openat(AT_FDCWD</>, "/tmp/x/1", O_WRONLY) = 3<pipe:[99]>'],
+    ['openat(AT_FDCWD</>, "/proc/4242/fd/1", O_WRONLY) = 3<pipe:[99]>'],
+    ['openat(AT_FDCWD</>, "/dev/ttyS0", O_RDWR) = 3</dev/ttyS0<char 4:64>>'],
     ["io_submit(0x7f0, 1, [{aio_lio_opcode=IOCB_CMD_PWRITE, aio_fildes=9}]) = 1"],
 ]
 STAYING = [
@@ -95,6 +101,7 @@ STAYING = [
      f'sendto(3<UDP:[7]>, ""..., 1, 0, {HERE}, 16) = 1'],
     [UDP, "connect(3<UDP:[7]>, {sa_family=AF_UNSPEC, sa_data=\"\\0\"}, 16) = 0"],
     ['openat(AT_FDCWD</>, "/proc/self/mem", O_RDONLY) = 3</proc/100/mem>'],
+    ['openat(AT_FDCWD</>, "/dev/stdout", O_WRONLY) = 3<pipe:[99]>', 'openat(AT_FDCWD</>, "/dev/tty", O_RDWR) = 4</dev/tty<char 5:0>>'],
     ["ptrace(PTRACE_TRACEME) = -1 EPERM (Operation not permitted)"],
     ["clone(child_stack=NULL, flags=CLONE_CHILD_CLEARTID|SIGCHLD) = 200", ("exit_group(0) = ?", 200), ("+++ exited with 0 +++", 200)],
 ]

@@ -108,12 +108,6 @@ def test_listening_socket_knows_the_port_that_the_kernel_chose():
     assert (socket.listening, str(socket.local)) == (True, "0.0.0.0:5000")
 
 
-def test_socket_is_uncertain_after_execve_until_it_is_used():
-    table = follow(Lines().listen(3).start())
-    assert not list(table.sockets())
-    assert list(follow(Lines().listen(3).start().call("listen(3<TCP:[127.0.0.1:80]>, 5) = 0")).sockets())
-
-
 def test_peer_that_no_call_gave_contradicts():
     table = follow(Lines().call("socket(AF_INET, SOCK_STREAM, IPPROTO_IP) = 3<TCP:[7]>")
                    .call('sendto(3<TCP:[10.0.0.2:5->10.0.0.1:443]>, ""..., 1, 0, NULL, 0) = 1'))

@@ -68,8 +68,7 @@ with udp() as here, udp() as there:
     there.bind(("127.0.0.1", 0))
     here.bind(("127.0.0.1", 0))
     here.sendto(b"x", there.getsockname())
-    there.connect(here.getsockname())
-    there.send(b"y")
+    there.sendto(b"y", here.getsockname())
     assert there.recv(9) == b"x" and here.recv(9) == b"y"
 """
 PASSES_DESCRIPTORS = """

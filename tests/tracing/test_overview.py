@@ -9,7 +9,8 @@ from tests.tracing.traces import PID, START_NS, Lines, inet, inet6, unix, write
 from tracing import overview as subject
 from tracing.errors import TraceError
 from tracing.histogram import ERROR, Density, Durations, Frequent
-from tracing.overview import duration, overview, plain
+from tracing.overview import duration, overview
+from tracing.syntax import plain
 
 pytestmark = pytest.mark.core
 
