@@ -22,7 +22,7 @@ from tracing.phases import Phase, Request
 from tracing.redact import redact
 from tracing.replay import Replay, Step
 from tracing.sockets import UNREADABLE, Address, address_of
-from tracing.syntax import arguments, descriptor, text_of
+from tracing.syntax import arguments, descriptor, text_of, unescaped
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 SHOWN = 5  # offences that an outcome names
@@ -248,14 +248,16 @@ def seconds_in(replay: Replay, phases: frozenset[str]) -> float:
 
 
 # Calls that change what a path stands for → where the folder's descriptor and the path are among the arguments.
-CHANGES: dict[str, list[tuple[int | None, int]]] = {
+CHANGES: dict[str, list[tuple[int | None, int | None]]] = {
     "truncate": [(None, 0)], "mkdir": [(None, 0)], "mkdirat": [(0, 1)], "rmdir": [(None, 0)], "unlink": [(None, 0)],
     "unlinkat": [(0, 1)], "rename": [(None, 0), (None, 1)], "renameat": [(0, 1), (2, 3)], "renameat2": [(0, 1), (2, 3)],
     "link": [(None, 1)], "linkat": [(2, 3)], "symlink": [(None, 1)], "symlinkat": [(1, 2)], "mknod": [(None, 0)],
     "mknodat": [(0, 1)], "chmod": [(None, 0)], "fchmodat": [(0, 1)], "fchmodat2": [(0, 1)], "chown": [(None, 0)],
     "lchown": [(None, 0)], "fchownat": [(0, 1)], "utime": [(None, 0)], "utimes": [(None, 0)], "utimensat": [(0, 1)],
     "futimesat": [(0, 1)], "setxattr": [(None, 0)], "lsetxattr": [(None, 0)], "removexattr": [(None, 0)],
-    "lremovexattr": [(None, 0)],
+    "lremovexattr": [(None, 0)], "acct": [(None, 0)], "swapon": [(None, 0)],
+    # by descriptor, which need not be open for writing
+    "fchmod": [(0, None)], "fchown": [(0, None)], "fsetxattr": [(0, None)], "fremovexattr": [(0, None)],
 }
 OPENS = frozenset({"open", "openat", "openat2", "creat"})
 HIDDEN_WRITES = frozenset({"mount", "umount2", "pivot_root", "chroot", "open_by_handle_at", "move_mount", "open_tree",
@@ -300,13 +302,15 @@ class Paths(Check):
             self.offend(step, f"{path} is not allowed")
 
 
-def _path(given: list[str], folder: int | None, at: int) -> str | None:
+def _path(given: list[str], folder: int | None, at: int | None) -> str | None:
     """An argument's path, with the folder that it is relative to; None where that is not in the trace."""
+    base = descriptor(given[folder]) if folder is not None and len(given) > folder else None
+    if at is None or given[at:at + 1] == ["NULL"]:
+        return unescaped(base[1]) if base and base[1] else None
     path = text_of(given[at]) if len(given) > at else None
     if path is None or path.startswith("/"):
         return path
-    base = descriptor(given[folder]) if folder is not None else None
-    return f"{base[1]}/{path}" if base and base[1] else None
+    return f"{unescaped(base[1])}/{path}" if base and base[1] else None
 
 
 class Addresses(Check):

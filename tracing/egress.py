@@ -375,7 +375,7 @@ def opened_path(call: Call) -> str | None:
     if path is None or path.startswith("/") or at == 0:
         return path
     folder = descriptor(given[0])
-    return f"{folder[1]}/{path}" if folder else path
+    return f"{unescaped(folder[1])}/{path}" if folder else path
 
 
 def is_named(address: Address, name: str) -> bool:

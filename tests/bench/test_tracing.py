@@ -12,7 +12,10 @@ from collections.abc import Callable
 
 from tests.bench.conftest import Goal
 from tests.tracing.strace_lines import raw_server_trace, server_trace
+from tracing import validate
+from tracing.judge import PASS
 from tracing.parse import Call, parse
+from tracing.policy import load_all
 from tracing.redact import redact
 
 N_LINES, N_ROUNDS = 80_000, 7
@@ -52,6 +55,22 @@ def test_lines_parsed_a_second(benchmark, goals):
                 ("lines parsed a second, against a plain re.match loop", [ours / peer for ours, peer in rounds],
                  Goal("≥", 0.2, 0.1)))
     goals.note(f"  best round of the plain loop: {max(peer for _, peer in rounds):.0f} lines/s")
+
+
+def test_clean_server_passes_twenty_times(benchmark, goals, tmp_path):
+    policies = load_all(validate.DEFAULT_POLICIES)
+
+    def validations() -> list[validate.Validation]:
+        return [validate.validate([], policies, tmp_path / f"{i}.trace") for i in range(20)]
+    done = benchmark.pedantic(validations, rounds=1)
+    goals.check(("validations of the clean server that pass, of 20", [sum(v.judgement.verdict == PASS for v in done)],
+                 Goal("≥", 20)),
+                ("seconds to validate", [v.seconds for v in done], Goal("≤", 30)))
+
+
+def test_recording_costs(benchmark, goals):
+    """No goal: strace costs what it costs."""
+    goals.note(f"  recording: {benchmark.pedantic(validate.costs, rounds=1)}")
 
 
 def test_lines_redacted_a_second(benchmark, goals):
