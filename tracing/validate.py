@@ -79,7 +79,7 @@ def wait_until_ready(recording: record.Recording, stderr: IO[bytes]) -> str:
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+    return (text.strip().splitlines() or ["it said nothing"])[-1].removeprefix("server: error: ")
 
 
 def judged(trace: Path, policies: Sequence[Policy], driven: Driven, stopped: int) -> Judgement:

@@ -183,9 +183,16 @@ def test_attached_recording_needs_no_exit_lines(tmp_path):
     assert not replay(lines, tmp_path, attached=True)[2]
 
 
-def test_trace_without_calls_is_an_error(tmp_path):
+def test_foreign_trace_without_calls_is_an_error(tmp_path):
+    (tmp_path / "a").write_text(f"{PID} +++ exited with 0 +++ and more\n{PID} --- SIGCHLD {{}}\n")
     with pytest.raises(TraceError, match="no system calls"):
-        replay(Lines(), tmp_path)
+        list(Replay(tmp_path / "a"))
+
+
+def test_attached_process_that_did_nothing_proves_nothing(tmp_path):
+    from tracing.judge import judge
+    from tracing.policy import load
+    assert judge(Lines().write(tmp_path / "a", attached=True), [load("sovereign")]).verdict == "INCONCLUSIVE"
 
 
 def test_forked_child_that_shows_first_has_its_parent_s_descriptors(tmp_path):
