@@ -17,6 +17,7 @@ from tracing.assertion import Assertion
 from tracing.egress import (
     LEAVES, MESSAGE_NAME, NEEDED, NOTED, UNPROVEN, Finding, Watch, is_named, opened_path,
 )
+from tracing.fds import INHERITED, PASSED, UNKNOWN
 from tracing.parse import REISSUED, Call
 from tracing.phases import Phase, Request
 from tracing.redact import redact
@@ -89,7 +90,7 @@ class Check:
 
     def see(self, step: Step) -> None:
         """Every call of the trace, in order of completion."""
-        if step.phase in self.assertion.phases and not step.call.flags & REISSUED:
+        if step.phase in self.assertion.phases:
             self.look(step)
 
     def look(self, step: Step) -> None:
@@ -179,7 +180,7 @@ class Count(Check):
         return self.of
 
     def look(self, step: Step) -> None:
-        if step.call.name in self.of and self.per in ("total", "second"):
+        if step.call.name in self.of and self.per in ("total", "second") and not step.call.flags & REISSUED:
             self._by_thread[step.call.tid] += 1
             self._made += 1
 
@@ -202,6 +203,7 @@ class Count(Check):
             return
         if self._window:
             made, end_ns = self._window
+            self.units += 1
             self._others += self._made - made - sum(n for name, n in request.names.items() if name in self.of)
             self._window_ns += request.end_ns - end_ns
         self._window = self._made, request.end_ns
@@ -220,6 +222,8 @@ class Count(Check):
             if seconds <= 0:
                 self.doubts.append("nothing to measure lasted long enough")
                 return ""
+            if self.streak_from and self.units / seconds <= self.bound.high:  # one more a request would not show
+                self.doubts.append(f"{self.units / seconds:.0f} requests a second are too few to tell")
             n /= max(seconds, 1.0)
         if n not in self.bound:
             self.fail(f"{n:.4g} calls{' a second' if self.per == 'second' else ''}, expected {self.bound}")
@@ -257,11 +261,16 @@ CHANGES: dict[str, list[tuple[int | None, int | None]]] = {
     "futimesat": [(0, 1)], "setxattr": [(None, 0)], "lsetxattr": [(None, 0)], "removexattr": [(None, 0)],
     "lremovexattr": [(None, 0)], "acct": [(None, 0)], "swapon": [(None, 0)],
     # by descriptor, which need not be open for writing
+    "setxattrat": [(0, 1)], "removexattrat": [(0, 1)], "file_setattr": [(0, 1)],
     "fchmod": [(0, None)], "fchown": [(0, None)], "fsetxattr": [(0, None)], "fremovexattr": [(0, None)],
 }
 OPENS = frozenset({"open", "openat", "openat2", "creat"})
 HIDDEN_WRITES = frozenset({"mount", "umount2", "pivot_root", "chroot", "open_by_handle_at", "move_mount", "open_tree",
                            "fsmount", "setns", "unshare", "io_uring_setup"})
+# Calls that write to what their first argument stands for; those that open it are judged by themselves.
+WRITES = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2", "ftruncate", "fallocate", "sendfile"})
+SETS_FLAGS = re.compile(r"FS_IOC(32)?_(SETFLAGS|FSSETXATTR)")
+FROM_BEFORE = {INHERITED, UNKNOWN, PASSED}
 WRITING = re.compile(r"O_(WRONLY|RDWR|CREAT|TRUNC|APPEND|TMPFILE)")
 
 
@@ -269,7 +278,7 @@ class Paths(Check):
     """only, never: globs of the paths that may be opened for reading or changed."""
 
     def needed(self) -> frozenset[str]:
-        return OPENS | (frozenset(CHANGES) | {"bind"} if self.o["opened"] != "read" else frozenset())
+        return OPENS | (frozenset(CHANGES) | WRITES | {"bind", "ioctl"} if self.o["opened"] != "read" else frozenset())
 
     def look(self, step: Step) -> None:
         call = step.call
@@ -279,6 +288,7 @@ class Paths(Check):
                 self._judge(step, opened_path(call))
         elif self.o["opened"] != "read":
             self._look_at_change(step)
+            self._look_at_write(step)
 
     def _look_at_change(self, step: Step) -> None:
         call, given = step.call, arguments(step.call.args)
@@ -289,6 +299,13 @@ class Paths(Check):
             self._judge(step, address.host)
         if call.name in HIDDEN_WRITES and call.result is not None and call.result >= 0:
             self.doubts.append(f"line {call.line}: after a {call.name}, paths may not be what they seem")
+
+    def _look_at_write(self, step: Step) -> None:
+        """Through a descriptor that the program did not open, or by an ioctl that changes attributes."""
+        one, call = step.descriptor, step.call
+        written = call.name in WRITES or (call.name == "ioctl" and SETS_FLAGS.search(call.args))
+        if one and one.kind == "file" and written and (one.origin in FROM_BEFORE or call.name == "ioctl"):
+            self._judge(step, unescaped(re.sub(r"<(?:char|block) \d+:\d+>$", "", one.name)))
 
     def _judge(self, step: Step, path: str | None) -> None:
         if path is None or not path.startswith(("/", "pipe:", "socket:", "anon_inode:")):
@@ -401,7 +418,7 @@ class DescriptorGrowth(Check):
         self._last = self._n = 0
 
     def needed(self) -> frozenset[str]:
-        return frozenset({"close", "dup", "fcntl", "socket", "accept", "accept4", "openat", "open"})
+        return calls.NAMES  # many make a descriptor
 
     def look_at_request(self, request: Request) -> None:
         if request.streak >= self.o.get("streak_from", 0) and request.sends:

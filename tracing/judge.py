@@ -25,6 +25,8 @@ BLIND_SPOTS = (
     "clock reads through the vDSO, and reads and writes of memory-mapped files",
     "what an untraced process does with files, FIFOs, shared memory, message queues, or with the program's output",
     "files on a network file system",
+    "symbolic links in the paths of calls that open nothing (rename, unlink, mkdir), where a policy is about paths",
+    "calls that are newer than this strace, where it filters by seccomp",
     "descriptors that were open before strace attached, beyond what /proc showed then",
     "arguments that another thread changes between strace's look and the kernel's",
 )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tracing.fds import Description
 from tracing.parse import REISSUED, Call
+from tracing.syntax import arguments
 
 FOLDER = "/dev/null/testigo/v1/"
 MARKER = re.compile(r'"/dev/null/testigo/v1/([0-9a-f]{1,64})/(\d{1,18})/'
@@ -121,7 +122,8 @@ class Request:
     start_ns: int = 0  # when its first bytes had arrived
     end_ns: int = 0  # when the last `send` had returned; 0: never answered
     calls: int = 0  # all that were made for it; what follows an answer counts for the next request
-    arrivals: int = 0  # receives that brought bytes
+    arrivals: int = 0  # segments, as far as receives show them: all that had come was taken, and later there was more
+    drained: bool = False  # the last receive asked for more than it got
     sends: int = 0
     marked: bool = False  # a marker named it: it took the path through Python
     streak: int = 0  # requests answered before on this connection by this thread, without a pause
@@ -202,7 +204,10 @@ class Requests:
             if before:
                 self.finished.append(before)
                 connection.answered = None
-        request.arrivals += 1
+        taken, asked = _received(call)
+        if not request.arrivals or (request.drained and taken):
+            request.arrivals += 1
+        request.drained = taken and asked > (call.result or 0)
 
     def _send(self, connection: _Connection, call: Call) -> Request:
         if connection.current.arrivals:
@@ -235,6 +240,13 @@ class Requests:
         """All lines were read: what is still open is over."""
         for descriptor, connection in list(self._connections.items()):
             self._leave(descriptor, connection)
+
+
+def _received(call: Call) -> tuple[bool, int]:
+    """(whether the bytes are taken, not only looked at; how many were asked for, 0 where that is not shown)."""
+    given = arguments(call.args)
+    asked = given[2] if call.name in ("recvfrom", "read") and len(given) > 2 else ""
+    return "MSG_PEEK" not in call.args, int(asked) if asked.isdigit() else 0
 
 
 def _move(source: Request, target: Request) -> None:

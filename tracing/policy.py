@@ -13,6 +13,7 @@
 The rule to keep: a key or value that is not understood is an error with its line, never passed over.
 """
 
+import glob
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -123,8 +124,8 @@ class _Reader:
     def _globs(self, given: Any) -> tuple[str, ...]:
         globs = _strings(given)
         if self._folder is None:
-            return tuple(glob for glob in globs if FOLDER not in glob)
-        return tuple(glob.replace(FOLDER, self._folder.rstrip("/")) for glob in globs)
+            return tuple(each for each in globs if FOLDER not in each)
+        return tuple(each.replace(FOLDER, glob.escape(self._folder.rstrip("/"))) for each in globs)
 
     def _error(self, i: int, key: str, why: str) -> TraceError:
         return TraceError(f"{self._path}:{self._line(i, key)}: {key}: {why}")

@@ -130,6 +130,8 @@ class Replay:
             self._create(call)
         if call.flags & RESUMING and not (self.header and self.header.attached):
             self._because(f"line {call.line}: the beginning of a {call.name} is missing")
+        if call.name.startswith("syscall_0x"):
+            self._because(f"line {call.line}: this strace does not know the call {call.name}")
         self._look_for_gaps(call)
         phase = self._phases.of(call)
         descriptor = self.descriptors.apply(call)
@@ -184,6 +186,8 @@ class Replay:
         return any(call.name in CREATE for call in self._parser.open_calls.values())
 
     def _exit(self, event: Exit) -> None:
+        if event.core:
+            self._because(f"line {event.line}: the kernel dumped a process's memory, to a file or to a helper")
         self.living.pop(event.tid, None)
         if self._creating():
             self._ended.add(event.tid)

@@ -24,6 +24,13 @@ def test_folder_stands_for_itself(tmp_path):
     assert not any("{folder}" in glob for glob in policies.load("readonly").assertions[0].options["only"])
 
 
+def test_folder_is_no_pattern(tmp_path):
+    from tracing.checks import matches
+    (tmp_path / "[ab]").mkdir()
+    globs = policies.load(f"readonly:{tmp_path}/[ab]").assertions[0].options["only"]
+    assert matches(f"{tmp_path}/[ab]/x", globs) and not matches(f"{tmp_path}/a/x", globs)
+
+
 def test_own_policy_by_path(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(HEAD + ASSERT)

@@ -149,6 +149,8 @@ def test_whole_trace_has_no_gaps(tmp_path):
     (lambda lines: [*lines, "what is this"], "not understood"),
     (lambda lines: [*lines[:3], f"{PID} 1700000000.0 clone(child_stack=NULL, flags=SIGCHLD) = 777 <0.1>", *lines[3:]], "never seen"),
     (lambda lines: [*lines[:3], f"{PID} 1700000000.0 clone(flags=CLONE_UNTRACED|SIGCHLD) = 777 <0.1>", *lines[3:]], "CLONE_UNTRACED"),
+    (lambda lines: [*lines[:3], f"{PID} 1700000000.0 syscall_0x1c4(0x1) = 0 <0.1>", *lines[3:]], "does not know"),
+    (lambda lines: [*lines[:-1], f"{PID} 1700000000.0 +++ killed by SIGSEGV (core dumped) +++"], "memory"),
     (lambda lines: [*lines[:3], f"[ Process PID={PID} runs in 32 bit mode. ]", *lines[3:]], "another mode"),
     (lambda lines: [*lines[:3], f"{PID} 1700000000.0 sendmmsg(9, [{{msg_hdr={{msg_name=NULL}}, msg_len=1}}, ...], 9, 0) = 9 <0.1>",
                     *lines[3:]], "left out"),
