@@ -169,7 +169,7 @@ class Count(Check):
     def begin(self) -> None:
         self.of: frozenset[str] = self.o.get("of", calls.NAMES)
         self.per, self.bound = self.o.get("per", "total"), self.o["is"]
-        self.streak_from, self.units = self.o.get("streak_from", 0), 0
+        self.streak_from, self.units, self._answered = self.o.get("streak_from", 0), 0, 0
         self.smallest, self.largest = float("inf"), float("-inf")
         self._by_thread: Counter[int] = Counter()
         self._made = 0  # calls so far
@@ -333,7 +333,7 @@ def _path(given: list[str], folder: int | None, at: int | None) -> str | None:
 class Addresses(Check):
     """only, never: addresses that sockets may connect to, bind or send to."""
 
-    OF = {"connect": {"connect"}, "bind": {"bind"}, "send": {"sendto", "sendmsg", "sendmmsg"}}
+    OF = {"connect": {"connect"}, "bind": {"bind"}, "send": {"sendto", "sendmsg", "sendmmsg", "write", "writev"}}
 
     def needed(self) -> frozenset[str]:
         return frozenset(self.OF[self.o["of"]])
@@ -341,7 +341,9 @@ class Addresses(Check):
     def look(self, step: Step) -> None:
         if step.call.name not in self.OF[self.o["of"]]:
             return
-        for address in addresses_in(step.call):
+        one = step.descriptor
+        connected = [one.peer] if one and one.connected and one.peer and self.o["of"] == "send" else []
+        for address in addresses_in(step.call) or connected:
             if address == UNREADABLE:
                 self.doubts.append(f"line {step.call.line}: the address of a {step.call.name} could not be read")
             elif "only" in self.o and not any(is_named(address, name) for name in self.o["only"]):
@@ -353,7 +355,9 @@ class Addresses(Check):
 def addresses_in(call: Call) -> list[Address]:
     """The addresses that a connect, bind, sendto, sendmsg or sendmmsg gives."""
     given = arguments(call.args)
-    if call.name in ("connect", "bind"):
+    if call.name in ("write", "writev"):
+        found: list[Address | None] = []
+    elif call.name in ("connect", "bind"):
         found = [address_of(given[1]) if len(given) > 1 else UNREADABLE]
     elif call.name == "sendto":
         found = [address_of(given[4]) if len(given) > 4 else UNREADABLE]
@@ -386,12 +390,13 @@ class Order(Check):
     def needed(self) -> frozenset[str]:
         return frozenset({self.o["first"], self.o["then"]})
 
-    def look(self, step: Step) -> None:
+    def see(self, step: Step) -> None:
         call = step.call
-        if call.name == self.o["first"] and call.result is not None and call.result >= 0:
+        if call.name == self.o["first"] and call.result is not None and call.result >= 0:  # in any phase
             self._first_line = self._first_line or call.last_line
-        elif call.name == self.o["then"] and not 0 < self._first_line <= call.line:
-            self.offend(step, f"before any {self.o['first']}")
+        elif call.name == self.o["then"] and step.phase in self.assertion.phases:
+            if not 0 < self._first_line <= call.line:
+                self.offend(step, f"before any {self.o['first']}")
 
 
 class NeverAfter(Check):
@@ -403,70 +408,83 @@ class NeverAfter(Check):
     def needed(self) -> frozenset[str]:
         return self.o["calls"] | {self.o["after"]}
 
-    def look(self, step: Step) -> None:
-        if self._line and step.call.line > self._line and step.call.name in self.o["calls"]:
+    def see(self, step: Step) -> None:
+        late = self._line and step.call.line > self._line and step.call.name in self.o["calls"]
+        if late and step.phase in self.assertion.phases:
             self.offend(step, f"after the {self.o['after']} on line {self._line}")
-        if step.call.name == self.o["after"]:
+        if step.call.name == self.o["after"]:  # in any phase
             self._line = self._line or step.call.line
 
 
 class DescriptorGrowth(Check):
-    """growth: how many more descriptors a process may have open after so many requests on one connection."""
+    """growth: how many more descriptors a process may have open after so many requests."""
 
     def begin(self) -> None:
-        self._first: int | None = None
-        self._last = self._n = 0
+        self._open: dict[int, tuple[int, int]] = {}  # process → at its first request, at its last
+        self._n = 0
 
     def needed(self) -> frozenset[str]:
         return calls.NAMES  # many make a descriptor
 
     def look_at_request(self, request: Request) -> None:
         if request.streak >= self.o.get("streak_from", 0) and request.sends:
-            self._last = request.descriptors
-            self._first = self._last if self._first is None else self._first
+            first, _ = self._open.get(request.pid, (request.descriptors, 0))
+            self._open[request.pid] = first, request.descriptors
             self._n += 1
 
     def detail(self) -> str:
         expected = self.o.get("over_requests", 1)
         if self._n < expected:
             self.doubts.append(f"{self._n} requests to look at, expected at least {expected}")
-        growth = self._last - (self._first or 0)
+        growth = max((last - first for first, last in self._open.values()), default=0)
         if growth not in self.o["growth"]:
             self.fail(f"{growth:+} descriptors over {self._n:,} requests, expected {self.o['growth']}")
         return f"{growth:+} descriptors over {self._n:,} requests"
 
 
 class MemoryGrowth(Check):
-    """growth_bytes: how much more address space (brk, private anonymous mappings) a phase may end with."""
+    """growth_bytes: how much more writable memory a phase may end with (brk, anonymous mappings, mprotect)."""
 
     def begin(self) -> None:
         self.bytes = 0
         self._breaks: dict[int, int] = {}
+        self._mapped: dict[tuple[int, int], int] = {}  # process, address → bytes that were counted
 
     def needed(self) -> frozenset[str]:
-        return frozenset({"brk", "mmap", "munmap", "mremap"})
+        return frozenset({"brk", "mmap", "munmap", "mremap", "mprotect"})
 
     def see(self, step: Step) -> None:
-        grown = GROWTH[step.call.name](self, step.call) if step.call.name in GROWTH else 0
-        self.bytes += grown if step.phase in self.assertion.phases else 0
+        given = arguments(step.call.args)
+        if step.call.name in GROWTH and step.call.result is not None and step.call.result >= 0 and len(given) > 0:
+            grown = GROWTH[step.call.name](self, step.call, given)
+            self.bytes += grown if step.phase in self.assertion.phases else 0
 
-    def _brk(self, call: Call) -> int:
+    def _brk(self, call: Call, given: list[str]) -> int:
         before, now = self._breaks.get(call.pid), call.result or 0
         self._breaks[call.pid] = now
         return now - before if before else 0
 
-    def _mmap(self, call: Call) -> int:
-        given = arguments(call.args)
-        anonymous = len(given) > 3 and "MAP_ANONYMOUS" in given[3] and "PROT_NONE" not in given[2]
-        return number(given[1]) if anonymous and call.result and call.result > 0 else 0
+    def _map(self, call: Call, address: int, size: int) -> int:
+        """From now on so many bytes at this address → how many more that are."""
+        before = self._mapped.get((call.pid, address), 0)
+        self._mapped[call.pid, address] = max(before, size)
+        return max(0, size - before)
 
-    def _munmap(self, call: Call) -> int:
-        given = arguments(call.args)
-        return -number(given[1]) if len(given) > 1 and call.result == 0 else 0
+    def _mmap(self, call: Call, given: list[str]) -> int:
+        counts = len(given) > 3 and "MAP_ANONYMOUS" in given[3] and "PROT_NONE" not in given[2]
+        return self._map(call, call.result or 0, number(given[1])) if counts else 0
 
-    def _mremap(self, call: Call) -> int:
-        given = arguments(call.args)
-        return number(given[2]) - number(given[1]) if len(given) > 2 and call.result and call.result > 0 else 0
+    def _mprotect(self, call: Call, given: list[str]) -> int:
+        writable = len(given) > 2 and "PROT_WRITE" in given[2]
+        return self._map(call, number(given[0]), number(given[1])) if writable else 0
+
+    def _munmap(self, call: Call, given: list[str]) -> int:
+        """Of mappings that were not counted, nothing."""
+        return -min(self._mapped.pop((call.pid, number(given[0])), 0), number(given[1]) if len(given) > 1 else 0)
+
+    def _mremap(self, call: Call, given: list[str]) -> int:
+        before = self._mapped.pop((call.pid, number(given[0])), 0)
+        return self._map(call, call.result or 0, number(given[2]) if len(given) > 2 else 0) - before
 
     def detail(self) -> str:
         if self.bytes not in self.o["growth_bytes"]:
@@ -474,9 +492,9 @@ class MemoryGrowth(Check):
         return f"{self.bytes:+,} bytes"
 
 
-GROWTH: dict[str, Callable[[MemoryGrowth, Call], int]] = {
-    "brk": MemoryGrowth._brk, "mmap": MemoryGrowth._mmap, "munmap": MemoryGrowth._munmap,
-    "mremap": MemoryGrowth._mremap}
+GROWTH: dict[str, Callable[[MemoryGrowth, Call, list[str]], int]] = {
+    "brk": MemoryGrowth._brk, "mmap": MemoryGrowth._mmap, "mprotect": MemoryGrowth._mprotect,
+    "munmap": MemoryGrowth._munmap, "mremap": MemoryGrowth._mremap}
 
 
 def number(text: str) -> int:

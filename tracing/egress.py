@@ -36,6 +36,7 @@ NUMBERED = re.compile(r"<(char|block) (\d+:\d+)>")
 # /dev/null, zero, full, random, urandom; virtual terminals, tty, console, ptmx; pts
 TERMINALS_AND_MEMORY = re.compile(r"1:[35789]|4:(\d|[1-5]\d|6[0-3])|5:[012]|1(3[6-9]|4[0-3]):\d+")
 WAYS_OUT = {"10:200", "10:238", "10:241", "1:1", "1:2", "1:4", "1:11"}  # DEVICES by any other name
+KERNEL_SETTINGS = re.compile(r"/sys/|/proc/sys/|/proc/sysrq-trigger$")
 OPEN_FOR_READING = re.compile(r"O_RDONLY")
 LOCAL_FILESYSTEMS = {"proc", "sysfs", "tmpfs", "devtmpfs", "devpts", "cgroup2", "overlay", "ramfs", "mqueue", "ext4",
                      "xfs", "btrfs", "vfat", "squashfs", "iso9660"}
@@ -57,7 +58,7 @@ NEEDED = tuple("""
     getsockname clone clone3 fork vfork execve execveat exit_group splice sendfile process_vm_writev ptrace
     io_uring_setup io_uring_enter io_uring_register io_submit pidfd_getfd open openat openat2 creat access dup
     dup2 dup3 fcntl close close_range prctl seccomp bpf init_module finit_module unshare setns mount fsopen
-    request_key shutdown ioctl
+    request_key shutdown ioctl open_by_handle_at
 """.split())
 
 
@@ -181,6 +182,8 @@ class Watch:
         plain = family in ("AF_INET", "AF_INET6") and (kind, protocol) in PLAIN
         if plain or family in ("AF_UNIX", "AF_ALG"):
             return None
+        if family in self._named:
+            return Finding(NOTED, f"a socket of family {family}, which the policy names")
         why = f"a {kind} socket for {protocol}" if family in ("AF_INET", "AF_INET6") else f"a socket of family {family}"
         if step.descriptor and step.call.result is not None and step.call.result >= 0:
             step.descriptor.suspect = why
@@ -267,6 +270,8 @@ class Watch:
 
     def _open(self, step: Step, given: list[str]) -> Finding | None:
         path = opened_path(step.call)
+        if step.call.name == "open_by_handle_at" and (step.call.result is None or step.call.result < 0):
+            return None
         if path is None:
             return Finding(UNPROVEN, "its path could not be read", lasts=True)
         memory = MEMORY.search(path)
@@ -280,6 +285,8 @@ class Watch:
             return Finding(UNPROVEN, "opens a pipe that another process may have at its other end", lasts=True)
         if STARTS_HELPERS.match(path) and not reading:
             return Finding(LEAVES, f"opens {path} for writing: the kernel starts what stands there", lasts=True)
+        if KERNEL_SETTINGS.match(path) and not reading:
+            return Finding(UNPROVEN, f"opens {path} for writing: the kernel may act on it", lasts=True)
         if path == "/dev/kmsg" and reading:
             return None
         if any(name.startswith("/") and fnmatchcase(path, name) for name in self._named):
@@ -339,6 +346,7 @@ EXAMINE: dict[str, Callable[[Watch, Step, list[str]], Finding | None]] = {
     "write": Watch._send, "writev": Watch._send, "pwritev2": Watch._send, "vmsplice": Watch._send, "tee": Watch._send,
     "setsockopt": Watch._setsockopt, "recvmsg": Watch._passed, "recvmmsg": Watch._passed,
     "open": Watch._open, "openat": Watch._open, "openat2": Watch._open, "creat": Watch._open,
+    "open_by_handle_at": Watch._open,
     "process_vm_writev": Watch._foreign, "process_vm_readv": Watch._foreign, "ptrace": Watch._foreign,
     "io_submit": Watch._unseen, "unshare": Watch._namespace, "setns": Watch._namespace,
     "clone": Watch._namespace, "clone3": Watch._namespace, **dict.fromkeys(ALWAYS, Watch._always),

@@ -4,13 +4,15 @@ The rule to keep: PASS needs every assertion to hold and the evidence to be whol
 however little else was seen; everything between is INCONCLUSIVE.
 """
 
+import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from tracing.checks import FAIL, INCONCLUSIVE, PASS, Offence, Outcome, checks_for
+from tracing.fds import Description
 from tracing.phases import Phase, Request
 from tracing.policy import Policy, load_all
 from tracing.replay import Replay, Step
@@ -50,10 +52,10 @@ def judge(trace: str | Path | TraceFile, policies: Sequence[Policy]) -> Judgemen
     """One pass over the trace for all policies. Raises TraceError where it is no trace."""
     replay = Replay(trace)
     checks = checks_for(tuple(a for policy in policies for a in policy.assertions), replay)
-    exposed: dict[str, None] = {}
+    listening: dict[Description, None] = {}
     for event in replay:
         if isinstance(event, Step):
-            _note_exposure(event, exposed)
+            _note_listener(event, listening)
             for check in checks:
                 check.see(event)
         elif isinstance(event, Request):
@@ -68,8 +70,8 @@ def judge(trace: str | Path | TraceFile, policies: Sequence[Policy]) -> Judgemen
     if len(notes) > KEPT_NOTES:
         notes = [*notes[:KEPT_NOTES], f"{len(notes) - KEPT_NOTES} more"]
     return Judgement(_verdict(outcomes, reasons), tuple(policy.name for policy in policies), outcomes, reasons,
-                     tuple(notes), tuple(exposed), replay.n_events, tuple(phase.name for phase in replay.phases),
-                     replay.trace.sha256, str(replay.trace.path))
+                     tuple(notes), exposed(replay, listening), replay.n_events,
+                     tuple(phase.name for phase in replay.phases), replay.trace.sha256, str(replay.trace.path))
 
 
 def _verdict(outcomes: tuple[Outcome, ...], reasons: tuple[str, ...]) -> str:
@@ -77,12 +79,25 @@ def _verdict(outcomes: tuple[Outcome, ...], reasons: tuple[str, ...]) -> str:
     return FAIL if FAIL in found else INCONCLUSIVE if INCONCLUSIVE in found or reasons else PASS
 
 
-def _note_exposure(step: Step, exposed: dict[str, None]) -> None:
+def _note_listener(step: Step, listening: dict[Description, None]) -> None:
     one = step.descriptor
-    if step.call.name not in ("listen", "bind") or step.call.result != 0 or one is None or one.local is None:
-        return
-    if one.local.is_ip and not one.local.ip.is_loopback and (one.listening or one.type == "SOCK_DGRAM"):
-        exposed[f"{one.local} ({one.type})"] = None
+    if step.call.name in ("listen", "bind") and step.call.result == 0 and one is not None and one.kind == "socket":
+        if one.listening or (one.type == "SOCK_DGRAM" and one.family != "AF_UNIX"):
+            listening[one] = None
+
+
+def exposed(replay: Replay, listening: Iterable[Description]) -> tuple[str, ...]:
+    """Where the program can be reached from beyond this machine."""
+    found: dict[str, None] = {}
+    for one in listening:
+        if one.local is None and one.family in ("AF_INET", "AF_INET6"):
+            found[f"an address that the kernel chose ({one.type})"] = None
+        elif one.local and one.local.is_ip and not one.local.ip.is_loopback:
+            found[f"{one.local} ({one.type})"] = None
+    for before in replay.header.inherited if replay.header else ():
+        if before.detail.endswith("LISTEN") and not re.search(r" (127\.|\[::1\])", before.detail):
+            found[before.detail] = None
+    return tuple(found)
 
 
 # --- for people ---------------------------------------------------------------------------------

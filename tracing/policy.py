@@ -57,6 +57,8 @@ def load(name: str) -> Policy:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    if folder and FOLDER not in text:
+        raise TraceError(f"policy {path.stem} takes no folder: write it without the colon and what follows")
     return read(text, str(path), str(Path(folder).resolve()) if folder else None)
 
 
@@ -123,6 +125,8 @@ class _Reader:
 
     def _globs(self, given: Any) -> tuple[str, ...]:
         globs = _strings(given)
+        if self._folder is None and not self._path.startswith(str(SHIPPED)) and any(FOLDER in each for each in globs):
+            raise ValueError(f"only a policy that is shipped may say {FOLDER}")
         if self._folder is None:
             return tuple(each for each in globs if FOLDER not in each)
         return tuple(each.replace(FOLDER, glob.escape(self._folder.rstrip("/"))) for each in globs)

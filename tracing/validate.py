@@ -4,6 +4,8 @@ The rule to keep: the verdict comes from the trace alone. That the drive got the
 besides, because a server that answers nothing leaves a clean trace.
 """
 
+import http.client
+import select
 import signal
 import subprocess
 import sys
@@ -48,7 +50,7 @@ def validate(models: Sequence[str], policies: Sequence[Policy], trace: Path,
                           seccomp_bpf=by_seccomp(options)) as recording:
             url = wait_until_ready(recording, stderr)
             start_s = time.monotonic() - start
-            driven = drive.drive(url)
+            driven = drive_to_its_end(url)
             recording.send_signal(signal.SIGTERM)
             stopped = recording.wait(STOP_S)
     judgement = judged(trace, policies, driven, stopped)
@@ -58,6 +60,14 @@ def validate(models: Sequence[str], policies: Sequence[Policy], trace: Path,
 def by_seccomp(options: Sequence[str]) -> bool | None:
     """Whether strace may filter by seccomp: the server's own filter would hide calls. None: as the profile has it."""
     return False if "--sandbox" in options else None
+
+
+def drive_to_its_end(url: str) -> Driven:
+    """What the drive did; that the server broke it off is one wrong answer."""
+    try:
+        return drive.drive(url)
+    except (OSError, ValueError, LookupError, http.client.HTTPException) as error:
+        return Driven(wrong=[f"the drive broke off: {type(error).__name__}: {error}"])
 
 
 def compile_ahead(models: Sequence[str]) -> None:
@@ -70,7 +80,8 @@ def compile_ahead(models: Sequence[str]) -> None:
 def wait_until_ready(recording: record.Recording, stderr: IO[bytes]) -> str:
     """The address in the line that the server prints when it accepts."""
     assert recording.stdout is not None  # asked for above
-    line = recording.stdout.readline().decode(errors="replace")
+    ready = select.select([recording.stdout], [], [], READY_S)[0]
+    line = recording.stdout.readline().decode(errors="replace") if ready else ""
     found = line.rpartition(" at ")[2].strip()
     if not found.startswith("http://"):
         stderr.seek(0)
@@ -112,7 +123,10 @@ def main(options: Namespace) -> int:
     policies = load_all(options.policy or DEFAULT_POLICIES)
     if options.isolated:
         isolation.enter()
-    record.make_private(options.out)
+    try:
+        record.make_private(options.out)
+    except OSError as error:
+        raise TraceError(f"{options.out}: {error.strerror}") from None
     server = ["--sandbox"] * options.sandbox + ["--no-native"] * options.no_native
     try:
         validation = validate([str(model) for model in options.models], policies, options.out / "validate.trace",
@@ -120,6 +134,6 @@ def main(options: Namespace) -> int:
     except TimeoutError:
         raise TraceError(f"the server did not stop within {STOP_S:.0f} s of SIGTERM") from None
     cost = costs()
-    report.write(validation.judgement.path, validation.judgement, html=options.report, junit=options.junit, cost=cost)
     print(f"  recorded with the profile {profile_for(policies)}; what recording costs: {cost}\n{text(validation)}")
+    report.write(validation.judgement.path, validation.judgement, html=options.report, junit=options.junit, cost=cost)
     return judge.STATUS[validation.judgement.verdict]

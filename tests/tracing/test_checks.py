@@ -57,6 +57,11 @@ CASES = [  # assertion, calls, verdict
       f'{{msg_hdr={{msg_name={inet("11.0.0.1", 9)}, msg_namelen=16}}, msg_len=1}}], 2, 0) = 2'], "FAIL"),
     ('check = "errnos"\nnever = ["EMFILE"]', ["socket(AF_INET, SOCK_STREAM, 0) = -1 EMFILE (Too many)"], "FAIL"),
     ('check = "errnos"\nof = ["read"]\nonly = ["EAGAIN"]', ['read(3</x>, "", 1) = -1 EAGAIN (no)', "close(9) = -1 EBADF (no)"], "PASS"),
+    ('check = "addresses"\nof = "send"\nonly = ["127.0.0.0/8"]',
+     ["socket(AF_INET, SOCK_STREAM, IPPROTO_IP) = 3<TCP:[7]>", f"connect(3<TCP:[7]>, {inet('8.8.8.8', 53)}, 16) = 0",
+      'sendto(3<TCP:[1.1.1.1:9->8.8.8.8:53]>, ""..., 1, 0, NULL, 0) = 1'], "FAIL"),
+    ('check = "memory"\ngrowth_bytes = "<= 0"', ["mmap(NULL, 67108864, PROT_NONE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00",
+                                                 "mprotect(0x7f00, 135168, PROT_READ|PROT_WRITE) = 0", "munmap(0x9000, 67108864) = 0"], "FAIL"),
     ('check = "order"\nfirst = "getpid"\nthen = "getppid"', ["getpid() = 1", "getppid() = 1"], "PASS"),
     ('check = "order"\nfirst = "getpid"\nthen = "getppid"', ["getppid() = 1", "getpid() = 1"], "FAIL"),
     ('check = "never_after"\ncalls = ["openat"]\nafter = "getpid"', [READ_FILE, "getpid() = 1"], "PASS"),
@@ -75,6 +80,12 @@ def test_check(tmp_path, assertion, calls, expected):
     for call in calls:
         lines.call(call)
     assert verdict(assertion, lines.end(), tmp_path)[0] == expected
+
+
+def test_what_came_first_may_be_in_an_earlier_phase(tmp_path):
+    lines = started().listen().phase("serving").call(READ_FILE).end()
+    assert verdict('check = "never_after"\ncalls = ["openat"]\nafter = "listen"', lines, tmp_path)[0] == "FAIL"
+    assert verdict('check = "order"\nfirst = "listen"\nthen = "openat"', lines, tmp_path)[0] == "PASS"
 
 
 def test_every_kind_of_check_has_a_case():

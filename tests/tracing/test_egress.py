@@ -51,6 +51,7 @@ LEAVING = [
     [UDP, "setsockopt(3<UDP:[7]>, SOL_IP, IP_ADD_MEMBERSHIP, {imr_multiaddr=inet_addr(\"224.0.0.1\")}, 8) = 0"],
     ["socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) = -1 EACCES (Permission denied)"],
     [UDP, r'setsockopt(3<UDP:[7]>, SOL_IP, IP_OPTIONS, "\203\v\4\300"..., 12) = 0'],
+    ["open_by_handle_at(3</>, {handle_bytes=8}, O_WRONLY) = 4</dev/net/tun<char 10:200>>"],
     ['openat(AT_FDCWD</>, "node", O_RDWR) = 3</srv/node<char 10:200>>'],
     ['openat(AT_FDCWD</>, "/dev/kmsg", O_WRONLY) = 3</dev/kmsg<char 1:11>>'],
     ['mount("192.0.2.1", "/mnt", "9p", 0, "trans=tcp") = -1 EPERM (Operation not permitted)'],
@@ -66,6 +67,7 @@ LEAVING = [
     [*Lines().listen(5, port=3128).lines, "close(5<TCP:[127.0.0.1:3128]>) = 0", TCP, f"connect(3<TCP:[7]>, {HERE}, 16) = 0"],
 ]
 UNPROVEN = [
+    ['openat(AT_FDCWD</>, "/sys/fs/cgroup/release_agent", O_WRONLY) = 3</sys/fs/cgroup/release_agent>'],
     # that one listens oneself is not enough: another may have accepted
     [*Lines().listen(5, port=3128).lines, TCP, f"connect(3<TCP:[7]>, {HERE}, 16) = 0",
      'sendto(3<TCP:[127.0.0.1:9->127.0.0.1:3128]>, ""..., 1, 0, NULL, 0) = 1'],

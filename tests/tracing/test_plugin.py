@@ -1,6 +1,7 @@
 """The pytest plugin: a test fails by what its server did."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.request import urlopen
 
 import pytest
 
+pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="strace is missing")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -67,6 +67,13 @@ def test_what_is_not_understood_is_an_error_with_its_line(text, line, message):
         policies.read(text, "test.toml")
 
 
+def test_folder_where_none_is_taken_is_an_error(tmp_path):
+    with pytest.raises(TraceError, match="takes no folder"):
+        policies.load("sovereign:/srv")
+    with pytest.raises(TraceError, match="only a policy that is shipped"):
+        policies.read(HEAD + '[[assert]]\nname = "a"\ncheck = "paths"\nopened = "write"\nnever = ["{folder}/**"]\n', "test.toml")
+
+
 def test_text_that_is_no_toml_is_an_error():
     with pytest.raises(TraceError, match="not TOML.*line 1"):
         policies.read("= 5", "test.toml")
