@@ -37,7 +37,7 @@ NUMBERED = re.compile(r"<(char|block) (\d+:\d+)>")
 TERMINALS_AND_MEMORY = re.compile(r"1:[35789]|4:(\d|[1-5]\d|6[0-3])|5:[012]|1(3[6-9]|4[0-3]):\d+")
 WAYS_OUT = {"10:200", "10:238", "10:241", "1:1", "1:2", "1:4", "1:11"}  # DEVICES by any other name
 KERNEL_SETTINGS = re.compile(r"/sys/|/proc/sys/|/proc/sysrq-trigger$")
-OPEN_FOR_READING = re.compile(r"O_RDONLY")
+SAFE_DEVICES = re.compile(r"/dev/(null|zero|full|u?random|tty\d*|console|ptmx|pts/\d+|shm/.*)$", re.DOTALL)
 LOCAL_FILESYSTEMS = {"proc", "sysfs", "tmpfs", "devtmpfs", "devpts", "cgroup2", "overlay", "ramfs", "mqueue", "ext4",
                      "xfs", "btrfs", "vfat", "squashfs", "iso9660"}
 MOUNTS_NOTHING_NEW = re.compile(r"MS_(BIND|REMOUNT|MOVE|PRIVATE|SLAVE|SHARED|UNBINDABLE)")
@@ -120,7 +120,8 @@ class Watch:
             return "an io_uring is there, whose operations are not seen"
         if one.suspect:
             return f"{one.suspect} is open"
-        if one.kind == "file" and DEVICES.match(one.name):
+        before = one.kind == "file" and one.origin in (fds.INHERITED, fds.UNKNOWN)
+        if before and one.name.startswith("/dev/") and not SAFE_DEVICES.match(NUMBERED.sub("", one.name)):
             return f"{one.name} was open before"
         if one.kind == "pipe" and one.others:
             return "the other end of a pipe may be in a process that is not traced"
@@ -240,6 +241,9 @@ class Watch:
             return Finding(UNPROVEN, "it is not known what this descriptor is")
         if one.suspect:
             return Finding(LEAVES, f"into {one.suspect}")
+        device = NUMBERED.search(one.name) if one.kind == "file" else None
+        if device and not (device[1] == "char" and TERMINALS_AND_MEMORY.fullmatch(device[2])):
+            return Finding(UNPROVEN, f"into the device {one.name}")
         if one.kind != "socket" or (one.origin in (fds.ACCEPTED, fds.PAIRED) and not one.connected):
             return None
         if one.origin in (fds.INHERITED, fds.UNKNOWN) or one.others:
@@ -277,7 +281,7 @@ class Watch:
         memory = MEMORY.search(path)
         if memory and int(memory[1]) != step.call.pid:
             return Finding(LEAVES, f"opens {path}: another process's memory", lasts=True)
-        reading = OPEN_FOR_READING.search(step.call.args) is not None
+        reading = "O_RDONLY" in opening_flags(step.call, given)
         others = OTHERS_DESCRIPTORS.search(step.call.args)
         if others and int(others[1]) not in self._living:
             return Finding(UNPROVEN, f"opens what process {others[1]}, which is not traced, has open", lasts=True)
@@ -359,6 +363,16 @@ def _worst(found: list[Finding | None]) -> Finding | None:
             if one and one.kind == kind:
                 return one
     return None
+
+
+FLAGS_AT = {"open": 1, "openat": 2, "openat2": 2, "open_by_handle_at": 2}
+
+
+def opening_flags(call: Call, given: list[str]) -> str:
+    """The flags of a call that opens, as strace writes them; never what a path says."""
+    if call.name == "creat":
+        return "O_CREAT|O_WRONLY|O_TRUNC"
+    return "".join(given[FLAGS_AT.get(call.name, 1):][:1])
 
 
 def _covers(local: Address | None, address: Address) -> bool:

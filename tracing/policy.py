@@ -13,6 +13,7 @@
 The rule to keep: a key or value that is not understood is an error with its line, never passed over.
 """
 
+import errno
 import glob
 import re
 import tomllib
@@ -148,8 +149,8 @@ class _Reader:
 
 
 def _strings(given: Any) -> tuple[str, ...]:
-    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-        raise ValueError("expected a list of strings")
+    if not isinstance(given, list) or not given or not all(isinstance(one, str) for one in given):
+        raise ValueError("expected a list of strings, at least one")
     return tuple(given)
 
 
@@ -168,6 +169,8 @@ def _bound(given: Any) -> Bound:
     if not isinstance(given, str) or found is None:
         raise ValueError('expected "== n", "<= n", ">= n" or "n..m"')
     if found[3] is not None:
+        if float(found[3]) > float(found[4]):
+            raise ValueError("the first number must not be larger than the second")
         return Bound(float(found[3]), float(found[4]))
     n = float(found[2])
     return {"==": Bound(n, n), "<=": Bound(float("-inf"), n), ">=": Bound(n, float("inf"))}[found[1]]
@@ -182,8 +185,9 @@ def _addresses(given: Any) -> tuple[str, ...]:
 
 def _errnos(given: Any) -> frozenset[str]:
     names = _strings(given)
-    if not all(re.fullmatch(r"E[A-Z0-9]+", name) for name in names):
-        raise ValueError('expected names such as "EMFILE"')
+    wrong = [name for name in names if name not in errno.errorcode.values()]
+    if wrong:
+        raise ValueError(f'{wrong[0]} is no error; expected names such as "EMFILE"')
     return frozenset(names)
 
 

@@ -51,6 +51,7 @@ LEAVING = [
     [UDP, "setsockopt(3<UDP:[7]>, SOL_IP, IP_ADD_MEMBERSHIP, {imr_multiaddr=inet_addr(\"224.0.0.1\")}, 8) = 0"],
     ["socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) = -1 EACCES (Permission denied)"],
     [UDP, r'setsockopt(3<UDP:[7]>, SOL_IP, IP_OPTIONS, "\203\v\4\300"..., 12) = 0'],
+    ['openat(AT_FDCWD</>, "/srv/O_RDONLY/../../dev/kmsg", O_WRONLY) = 3</dev/kmsg<char 1:11>>'],
     ["open_by_handle_at(3</>, {handle_bytes=8}, O_WRONLY) = 4</dev/net/tun<char 10:200>>"],
     ['openat(AT_FDCWD</>, "node", O_RDWR) = 3</srv/node<char 10:200>>'],
     ['openat(AT_FDCWD</>, "/dev/kmsg", O_WRONLY) = 3</dev/kmsg<char 1:11>>'],
@@ -198,7 +199,7 @@ def test_connect_that_goes_on_while_serving_is_inconclusive(tmp_path):
 
 
 @pytest.mark.parametrize("detail, kind", [
-    ("TCP 10.0.0.2:5 -> 10.0.0.1:443 ESTABLISHED", "socket"), ("anon_inode:[io_uring]", "anon"), ("/dev/net/tun", "file")])
+    ("TCP 10.0.0.2:5 -> 10.0.0.1:443 ESTABLISHED", "socket"), ("anon_inode:[io_uring]", "anon"), ("/dev/net/tun", "file"), ("/dev/ttyS0", "file")])
 def test_what_was_open_before_the_trace_is_inconclusive(tmp_path, detail, kind):
     path = trace(["getpid() = 1"], tmp_path, inherited=(Inherited(PID, 1, kind, detail),))
     assert judge(path, [load("sovereign")]).verdict == "INCONCLUSIVE"

@@ -60,6 +60,8 @@ def test_phases_are_one_or_a_list_or_all():
     (HEAD + '[[assert]]\nname = "a"\ncheck = "count"\nis = "== 5"\nper = "week"\n', 7, "total, request, token, second"),
     (HEAD + '[[assert]]\nname = "a"\ncheck = "addresses"\nof = "connect"\nonly = ["nowhere"]\n', 7, "expected an address"),
     (HEAD + '[[assert]]\nname = "a"\ncheck = "errnos"\nonly = ["nope"]\n', 6, '"EMFILE"'),
+    (HEAD + ASSERT.replace('["connect"]', "[]"), 7, "at least one"),
+    (HEAD + '[[assert]]\nname = "a"\ncheck = "count"\nis = "5..1"\n', 6, "must not be larger"),
     (HEAD + '[[assert]]\ncheck = "errnos"\nonly = ["EIO"]\n', 3, "name: expected a string"),
 ])
 def test_what_is_not_understood_is_an_error_with_its_line(text, line, message):
