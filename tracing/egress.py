@@ -58,7 +58,7 @@ NEEDED = tuple("""
     getsockname clone clone3 fork vfork execve execveat exit_group splice sendfile process_vm_writev ptrace
     io_uring_setup io_uring_enter io_uring_register io_submit pidfd_getfd open openat openat2 creat access dup
     dup2 dup3 fcntl close close_range prctl seccomp bpf init_module finit_module unshare setns mount fsopen
-    request_key shutdown ioctl open_by_handle_at
+    request_key shutdown ioctl open_by_handle_at fsconfig kexec_load swapon acct
 """.split())
 
 
@@ -323,6 +323,9 @@ class Watch:
     def _always(self, step: Step, given: list[str]) -> Finding | None:
         return Finding(LEAVES, ALWAYS[step.call.name], lasts=True)
 
+    def _ioctl(self, step: Step, given: list[str]) -> Finding | None:
+        return Finding(LEAVES, "types into a terminal (TIOCSTI)") if given[1:2] == ["TIOCSTI"] else None
+
     def _unseen(self, step: Step, given: list[str]) -> Finding | None:
         return Finding(UNPROVEN, "what it writes, and to which descriptors, is not shown")
 
@@ -340,12 +343,15 @@ ALWAYS = {
     "bpf": "loads or drives code in the kernel (bpf)",
     "init_module": "loads code into the kernel", "finit_module": "loads code into the kernel",
     "fsopen": "mounts a file system: the kernel may connect for it",
+    "fsconfig": "mounts a file system: the kernel may connect for it",
+    "kexec_load": "loads another kernel", "kexec_file_load": "loads another kernel",
+    "swapon": "has the kernel write memory to a device", "acct": "has the kernel write a file",
     "request_key": "has the kernel start a helper (request_key)",
 }
 
 EXAMINE: dict[str, Callable[[Watch, Step, list[str]], Finding | None]] = {
     "socket": Watch._socket, "connect": Watch._connect, "accept": Watch._accept, "accept4": Watch._accept,
-    "mount": Watch._mount, "sendto": Watch._sendto,
+    "mount": Watch._mount, "ioctl": Watch._ioctl, "sendto": Watch._sendto,
     "sendmsg": Watch._sendmsg, "sendmmsg": Watch._sendmsg, "sendfile": Watch._sendfile, "splice": Watch._splice,
     "write": Watch._send, "writev": Watch._send, "pwritev2": Watch._send, "vmsplice": Watch._send, "tee": Watch._send,
     "setsockopt": Watch._setsockopt, "recvmsg": Watch._passed, "recvmmsg": Watch._passed,

@@ -43,7 +43,8 @@ PROFILES = {
         %net %process splice tee vmsplice sendfile process_vm_readv process_vm_writev ptrace io_uring_setup
         io_uring_enter io_uring_register pidfd_getfd openat open openat2 creat access faccessat faccessat2 dup dup2
         dup3 fcntl close close_range prctl seccomp bpf init_module finit_module unshare setns io_submit
-        mount fsopen open_by_handle_at request_key ioctl rt_sigreturn""".split())),
+        mount fsopen fsconfig kexec_load kexec_file_load swapon acct open_by_handle_at request_key ioctl
+        rt_sigreturn""".split())),
     "full": Profile(seccomp_bpf=False, traced=("all",)),
 }
 

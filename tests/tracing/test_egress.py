@@ -52,6 +52,8 @@ LEAVING = [
     ["socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) = -1 EACCES (Permission denied)"],
     [UDP, r'setsockopt(3<UDP:[7]>, SOL_IP, IP_OPTIONS, "\203\v\4\300"..., 12) = 0'],
     ['openat(AT_FDCWD</>, "/srv/O_RDONLY/../../dev/kmsg", O_WRONLY) = 3</dev/kmsg<char 1:11>>'],
+    ["fsconfig(3<anon_inode:[fscontext]>, FSCONFIG_SET_STRING, \"source\", \"192.0.2.1:/x\", 0) = 0"],
+    ['acct("/tmp/x") = 0'], ['ioctl(0</dev/pts/1<char 136:1>>, TIOCSTI, "x") = 0'],
     ["open_by_handle_at(3</>, {handle_bytes=8}, O_WRONLY) = 4</dev/net/tun<char 10:200>>"],
     ['openat(AT_FDCWD</>, "node", O_RDWR) = 3</srv/node<char 10:200>>'],
     ['openat(AT_FDCWD</>, "/dev/kmsg", O_WRONLY) = 3</dev/kmsg<char 1:11>>'],
