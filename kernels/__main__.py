@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import kernels
-from kernels import DEFAULT_MODEL, ModelError, TabularModel, gguf, quants
+from kernels import DEFAULT_MODEL, ModelError, TabularModel, gguf, trees
+from kernels.export import TYPES
 
 MAX_SHOWN = 8  # items of an array that `inspect` prints
 
@@ -41,7 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("quantize", help="write a model again with weights of another format")
     command.add_argument("source", metavar="IN", type=Path)
     command.add_argument("target", metavar="OUT", type=Path)
-    command.add_argument("--type", dest="tensor_type", required=True, choices=["q8_0", "q4_0", "f16", "f32"])
+    command.add_argument("--type", required=True, choices=[name for name in TYPES if name != "exact"],
+                         help="what leaves and weights become; bin8-: at most 255 thresholds of each feature, too")
+    command.add_argument("--data", type=Path, metavar="X.parquet",
+                         help="rows to compare the answers on, Parquet or CSV (default: generated)")
     command.set_defaults(run=_quantize)
 
     command = commands.add_parser("inspect", help="print the metadata and the tensors of a GGUF file")
@@ -57,44 +60,77 @@ def _parser() -> argparse.ArgumentParser:
 # ---- quantize ----------------------------------------------------------------------------------------------
 
 def _quantize(arguments: argparse.Namespace) -> int:
-    from kernels.export import save_dense
-    source = TabularModel.load(arguments.source, native=False)
-    save_dense(arguments.target, tensor_type=arguments.tensor_type, **_contents(source))
-    target = TabularModel.load(arguments.target, native=False)
-    ratio = target.size_bytes / source.size_bytes
-    print(f"{arguments.source}: {_formats(source)}, {source.size_bytes:,} bytes")
-    print(f"{arguments.target}: {_formats(target)}, {target.size_bytes:,} bytes ({ratio:.2f} of the size)")
-    print(f"largest weight error: {_largest_error(source, target):.3g}")
+    source = kernels.load(arguments.source)
+    kernels.save(source, arguments.target, type=arguments.type)
+    target = kernels.load(arguments.target)
+    rows = generated_rows(source) if arguments.data is None else read_rows(arguments.data, source)
+    print(f"{arguments.source}: {source.size_bytes:,} bytes")
+    print(f"{arguments.target}: {target.size_bytes:,} bytes ({target.size_bytes / source.size_bytes:.2f} of the size)")
+    print(f"on {len(rows):,} rows: {compare(source.predict(rows), target.predict(rows))}")
+    if source.n_classes:
+        difference = np.abs(source.predict_proba(rows) - target.predict_proba(rows)).max()
+        print(f"largest difference of a probability: {difference:.3g}")
+    times = [seconds_of(model, rows) for model in (source, target)]
+    print(f"speed: {times[0] / len(rows) * 1e6:.3g} µs a row before, {times[1] / len(rows) * 1e6:.3g} after "
+          f"({times[1] / times[0]:.2f} of the time)")
     return 0
 
 
-def _contents(model: TabularModel) -> dict[str, Any]:
-    """The model as the arguments of `save_dense`."""
-    widths = [model.n_features] + [len(layer.bias) for layer in model.layers]
-    layers = [
-        (_weights(layer)[:, :n_in], layer.bias) for layer, n_in in zip(model.layers, widths[:-1], strict=True)
-    ]
-    signature = model.signature
-    return {
-        "layers": layers, "activations": [layer.activation for layer in model.layers],
-        "name": model.name, "version": model.version, "task": signature.task, "classes": signature.classes,
-        "feature_names": signature.feature_names, "fill_values": model.fill_values,
-        "input_offset": model.offset if model.offset.any() else None,
-        "input_scale": model.scale if (model.scale != 1).any() else None,
-    }
+def compare(expected: np.ndarray, found: np.ndarray) -> str:
+    """How much two arrays of predictions differ: labels that changed, or the largest difference."""
+    if expected.dtype.kind in "OU" or found.dtype.kind in "OUi":
+        changed = int((expected != found).sum())
+        return f"{changed:,} labels changed ({changed / max(len(expected), 1):.2%})"
+    return f"largest difference of a prediction: {np.abs(expected - found).max(initial=0.0):.3g}"
 
 
-def _weights(layer) -> np.ndarray:
-    return quants.dequantize(layer.weight.data, layer.weight.tensor_type)
+def seconds_of(model: TabularModel, rows: np.ndarray, rounds: int = 5) -> float:
+    """The shortest of some times to predict these rows."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        model.predict(rows)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
-def _formats(model: TabularModel) -> str:
-    return ", ".join(sorted({layer.weight.format.name for layer in model.layers}))
+def generated_rows(model: TabularModel, n: int = 2000) -> np.ndarray:
+    """Rows to try a model with: around its trees' thresholds where it has any, else standard normal."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(n, model.n_features))
+    for i, places in enumerate(model.places):
+        if places is not None:
+            rows[:, i] = random.integers(len(places), size=n)
+    step = next((step for step in model.program.steps if step.op == "trees"), None)
+    if step is None or step.inputs != (0,):
+        return rows
+    first = np.cumsum(step.arrays["specs"][:, trees.N_EDGES]) - step.arrays["specs"][:, trees.N_EDGES]
+    for (feature, rule, n_edges, _), at in zip(step.arrays["specs"].tolist(), first.tolist(), strict=True):
+        edges = step.arrays["edges"][at:at + n_edges]
+        edges = edges[np.isfinite(edges)]
+        if len(edges):
+            chosen = random.integers(len(edges), size=n)
+            spread = 0.0 if rule >= trees.CATEGORY else max(float(np.ptp(edges)) / len(edges), 1e-3)
+            rows[:, feature] = edges[chosen] + spread * random.normal(size=n)
+    return rows
 
 
-def _largest_error(source: TabularModel, target: TabularModel) -> float:
-    pairs = zip(source.layers, target.layers, strict=True)
-    return max(np.abs(_weights(a) - _weights(b)).max() for a, b in pairs)
+def read_rows(path: Path, model: TabularModel) -> np.ndarray:
+    """The rows of a Parquet or CSV file: the columns that the model names, else all of them in order."""
+    try:
+        import pandas
+    except ImportError:
+        raise ModelError("reading rows from a file needs pandas and pyarrow: pip install 'testigo[data]'") from None
+    frame = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
+    names = model.signature.feature_names
+    if names is not None:
+        missing = [name for name in names if name not in frame.columns]
+        if missing:
+            raise ModelError(f"expected the columns {', '.join(missing[:8])} in {path.name}")
+        frame = frame[list(names)]
+    if frame.shape[1] != model.n_features:
+        raise ModelError(f"expected {model.n_features} columns in {path.name}, found {frame.shape[1]}")
+    return model.encode(frame)
 
 
 # ---- inspect -----------------------------------------------------------------------------------------------

@@ -1,40 +1,59 @@
-"""Native kernels of dense layers: matrix × vector straight from GGUF blocks, and a whole model over rows.
+"""Native kernels of dense layers: rows × weights straight from GGUF blocks.
 
 The rule to keep: every product, sum and activation happens in the order that `dense_numpy.py` spells out, so
 that both give the same bits. Kernels check nothing, allocate nothing, never raise and never take the GIL.
 
-One sum, for a row of weights w and an input x zero-padded to a multiple of 32: lane l of eight accumulates
-w[8b + l] · x[8b + l] over b ascending; `simd.sum_lanes` adds the lanes; the bias comes last.
+One sum, for a row of weights w and an input x zero-padded to a multiple of 8: lane l of eight accumulates
+w[8b + l] · x[8b + l] over b ascending; `simd.sum_lanes` adds the lanes; the bias comes last. Where the model's own
+arithmetic is float32 (`row_ops.is_float32`), products are added one by one, in float32.
 """
 
-import functools
 import math
 
-from numba import types
+import numpy as np
 from numba.extending import register_jitable
 
-from kernels.compiled import cfunc, inner
-from kernels.gguf import F16, F32, Q4_0, Q8_0
-from kernels.native import BINARY, IDENTITY, LAYER, LOGISTIC, MODEL, MULTICLASS, RELU, TANH, VALUE
+from kernels import quants
+from kernels.compiled import inner
+from kernels.gguf import F16, F32, F64, Q4_0, Q8_0
+from kernels.native import IDENTITY, RELU, TANH
 from kernels.quants import BLOCK
+from kernels.row_kernels import logistic
+from kernels.row_ops import is_float32
 from kernels.simd import (
-    add, keep_scalar, load, load_f16, load_f32, load_f64, load_high_nibbles, load_i8, load_low_nibbles,
-    load_scale, mul, record, store, sum_lanes, zero,
+    add, add_f32x16, add_products, keep_scalar, lane_f32x16, load, load_f16, load_f32, load_f32x16, load_f64,
+    load_high_nibbles, load_i8, load_i64, load_low_nibbles, load_scale, mul, narrow_f64, record, relu_f32x16, round_f32,
+    round_f32x8, spread_f32, store, store_f64, store_one_f32, sum_lanes, widen_f32x16, zero, zero_f32x16,
 )
+from kernels.step import Step
 
-SIGNATURE = types.int32(*[types.intp] * 6)
-
-MODEL_BYTES, LAYER_BYTES = MODEL.itemsize, LAYER.itemsize
+LAYER = np.dtype([
+    ("input", np.int64), ("out", np.int64), ("padded", np.int64),  # numbers of values; the last is scratch
+    ("groups", np.int64),       # rows of n_in inputs in a row of the value
+    ("weights", np.int64),      # address of (n_out, row_bytes) bytes, blocks of `tensor_type`
+    ("bias", np.int64),         # address of (n_out) float64
+    ("n_in", np.int64),         # weights in a row, the padding not counted
+    ("n_out", np.int64),
+    ("row_bytes", np.int64),
+    ("activation", np.int64),
+    ("rounds", np.int64),
+])
 DOUBLE = 8  # bytes of a float64
 X_GROUP = 8 * DOUBLE  # bytes of eight float64 of the input
 X_BLOCK = BLOCK * DOUBLE  # bytes of a block of the input
-F32_BLOCK, F16_BLOCK, Q8_0_BLOCK, Q4_0_BLOCK = 128, 64, 34, 18  # bytes; maps in quants.py
+F64_BLOCK, F32_BLOCK, F16_BLOCK, Q8_0_BLOCK, Q4_0_BLOCK = 256, 128, 64, 34, 18  # bytes; maps in quants.py
+ROWS = 4  # input rows that share what is read of the weights
 
 
 # ---- eight weights: group g of the block at address w ------------------------------------------------------
 
 # `register_jitable`, not `inner`, where a function is passed as an argument: a compiled function there would
 # be an address of this process and could not be cached.
+
+@register_jitable
+def _weights_f64(w, g):
+    return load_f64(w + X_GROUP * g)
+
 
 @register_jitable
 def _weights_f32(w, g):
@@ -75,9 +94,9 @@ def _dot_block(weights, w, x, acc):
 
 
 @inner
-def _matvec(weights, block_bytes, layer, x, y):
-    # Four rows at a time: their sums do not wait for each other, where one row's additions must. Groups of the last
-    # block that hold only padding are left out: their products are zeros, and no sum here is ever −0.
+def _one_row(weights, block_bytes, layer, x, y):
+    # Four outputs at a time: their sums do not wait for each other, where one output's additions must. Groups of the
+    # last block that hold only padding are left out: their products are zeros, and no sum here is ever −0.
     n_blocks = layer.n_in // BLOCK
     n_groups = (layer.n_in % BLOCK + 7) // 8
     tail, tail_inputs = n_blocks * block_bytes, x + n_blocks * X_BLOCK
@@ -112,205 +131,270 @@ def _matvec(weights, block_bytes, layer, x, y):
 
 
 @register_jitable
-def matvec_f32(layer, x, y):
-    """To address y, the sums of a LAYER record with F32 weights for the n_in float64 at x, zero-padded to eights."""
-    _matvec(_weights_f32, F32_BLOCK, layer, x, y)
+def _dot_pair(weights, w0, w1, g, x, x_bytes, a, b, c, d, e, f, h, i):
+    """Group g of two outputs × four rows."""
+    left, right = weights(w0, g), weights(w1, g)
+    at = x + g * X_GROUP
+    x0, x1, x2, x3 = load_f64(at), load_f64(at + x_bytes), load_f64(at + 2 * x_bytes), load_f64(at + 3 * x_bytes)
+    return (add(a, mul(left, x0)), add(b, mul(left, x1)), add(c, mul(left, x2)), add(d, mul(left, x3)),
+            add(e, mul(right, x0)), add(f, mul(right, x1)), add(h, mul(right, x2)), add(i, mul(right, x3)))
 
 
 @register_jitable
-def matvec_f16(layer, x, y):
-    """As `matvec_f32`, F16 weights."""
-    _matvec(_weights_f16, F16_BLOCK, layer, x, y)
+def _dot_one(weights, w, g, x, x_bytes, a, b, c, d):
+    """Group g of one output × four rows."""
+    left, at = weights(w, g), x + g * X_GROUP
+    return (add(a, mul(left, load_f64(at))), add(b, mul(left, load_f64(at + x_bytes))),
+            add(c, mul(left, load_f64(at + 2 * x_bytes))), add(d, mul(left, load_f64(at + 3 * x_bytes))))
 
 
-@register_jitable
-def matvec_q8_0(layer, x, y):
-    """As `matvec_f32`, Q8_0 weights."""
-    _matvec(_weights_q8_0, Q8_0_BLOCK, layer, x, y)
+@inner
+def _store_four(a, b, c, d, bias, y, y_bytes):
+    store(y, sum_lanes(a) + bias)
+    store(y + y_bytes, sum_lanes(b) + bias)
+    store(y + 2 * y_bytes, sum_lanes(c) + bias)
+    store(y + 3 * y_bytes, sum_lanes(d) + bias)
 
 
-@register_jitable
-def matvec_q4_0(layer, x, y):
-    """As `matvec_f32`, Q4_0 weights."""
-    _matvec(_weights_q4_0, Q4_0_BLOCK, layer, x, y)
+@inner
+def _four_rows(weights, block_bytes, layer, x, x_bytes, y):
+    # Two outputs × four rows: eight sums at a time, and what is read and widened of the weights serves four rows.
+    n_blocks = layer.n_in // BLOCK
+    n_groups = (layer.n_in % BLOCK + 7) // 8
+    tail, tail_inputs, y_bytes = n_blocks * block_bytes, x + n_blocks * X_BLOCK, layer.n_out * DOUBLE
+    for o in range(0, layer.n_out - 1, 2):
+        w0 = layer.weights + o * layer.row_bytes
+        w1 = w0 + layer.row_bytes
+        a, b, c, d, e, f, h, i = zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero()
+        for block in range(n_blocks):
+            u, v, at = w0 + block * block_bytes, w1 + block * block_bytes, x + block * X_BLOCK
+            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 0, at, x_bytes, a, b, c, d, e, f, h, i)
+            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 1, at, x_bytes, a, b, c, d, e, f, h, i)
+            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 2, at, x_bytes, a, b, c, d, e, f, h, i)
+            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 3, at, x_bytes, a, b, c, d, e, f, h, i)
+        for g in range(n_groups):
+            a, b, c, d, e, f, h, i = _dot_pair(weights, w0 + tail, w1 + tail, g, tail_inputs, x_bytes,
+                                               a, b, c, d, e, f, h, i)
+        bias, out = layer.bias + o * DOUBLE, y + o * DOUBLE
+        _store_four(a, b, c, d, load(bias), out, y_bytes)
+        _store_four(e, f, h, i, load(bias + DOUBLE), out + DOUBLE, y_bytes)
+    if layer.n_out % 2:
+        o = layer.n_out - 1
+        w, a, b, c, d = layer.weights + o * layer.row_bytes, zero(), zero(), zero(), zero()
+        for block in range(n_blocks):
+            u, at = w + block * block_bytes, x + block * X_BLOCK
+            for g in range(4):
+                a, b, c, d = _dot_one(weights, u, g, at, x_bytes, a, b, c, d)
+        for g in range(n_groups):
+            a, b, c, d = _dot_one(weights, w + tail, g, tail_inputs, x_bytes, a, b, c, d)
+        _store_four(a, b, c, d, load(layer.bias + o * DOUBLE), y + o * DOUBLE, y_bytes)
 
 
-@register_jitable
-def matvec_mixed(layer, x, y):
-    """As `matvec_f32`, weights of any of the formats."""
-    if layer.tensor_type == F32:
-        matvec_f32(layer, x, y)
-    elif layer.tensor_type == F16:
-        matvec_f16(layer, x, y)
-    elif layer.tensor_type == Q8_0:
-        matvec_q8_0(layer, x, y)
-    elif layer.tensor_type == Q4_0:
-        matvec_q4_0(layer, x, y)
+# ---- the same in float32 -----------------------------------------------------------------------------------
+
+# Lanes are outputs here and each adds up its products one after the other, from weights that `state_of` has turned
+# round, (n_in, n_out padded to sixteens): with few inputs, adding up lanes would cost more than the products.
+
+FLOAT = 4  # bytes of a float32
+FLOAT_GROUP = 16 * FLOAT
+
+
+@inner
+def _store_outputs(acc, layer, o, y):
+    """Sixteen sums and their biases from output o on, as float64; fewer at the end."""
+    acc = add_f32x16(acc, load_f32x16(layer.bias + o * FLOAT))
+    if layer.activation == RELU:
+        acc = relu_f32x16(acc)
+    if o + 16 <= layer.n_out:
+        widen_f32x16(acc, y + o * DOUBLE)
+    else:
+        for k in range(layer.n_out - o):
+            store(y + (o + k) * DOUBLE, lane_f32x16(acc, k))
+
+
+@inner
+def _one_row_f32(layer, x, y):
+    for o in range(0, layer.n_out, 32):
+        w, a, b = layer.weights + o * FLOAT, zero_f32x16(), zero_f32x16()
+        for i in range(0, layer.n_in * FLOAT, FLOAT):
+            inputs = spread_f32(x + i)
+            a = add_products(a, load_f32x16(w), inputs)
+            b = add_products(b, load_f32x16(w + FLOAT_GROUP), inputs)
+            w += layer.row_bytes
+        _store_outputs(a, layer, o, y)
+        if o + 16 < layer.n_out:
+            _store_outputs(b, layer, o + 16, y)
+
+
+@inner
+def _four_rows_f32(layer, x, x_bytes, y):
+    y_bytes = layer.n_out * DOUBLE
+    for o in range(0, layer.n_out, 32):
+        w = layer.weights + o * FLOAT
+        a, b, c, d = zero_f32x16(), zero_f32x16(), zero_f32x16(), zero_f32x16()
+        e, f, g, h = zero_f32x16(), zero_f32x16(), zero_f32x16(), zero_f32x16()
+        for i in range(x, x + layer.n_in * FLOAT, FLOAT):
+            left, right = load_f32x16(w), load_f32x16(w + FLOAT_GROUP)
+            inputs = spread_f32(i)
+            a, e = add_products(a, left, inputs), add_products(e, right, inputs)
+            inputs = spread_f32(i + x_bytes)
+            b, f = add_products(b, left, inputs), add_products(f, right, inputs)
+            inputs = spread_f32(i + 2 * x_bytes)
+            c, g = add_products(c, left, inputs), add_products(g, right, inputs)
+            inputs = spread_f32(i + 3 * x_bytes)
+            d, h = add_products(d, left, inputs), add_products(h, right, inputs)
+            w += layer.row_bytes
+        _store_outputs(a, layer, o, y)
+        _store_outputs(b, layer, o, y + y_bytes)
+        _store_outputs(c, layer, o, y + 2 * y_bytes)
+        _store_outputs(d, layer, o, y + 3 * y_bytes)
+        if o + 16 < layer.n_out:
+            _store_outputs(e, layer, o + 16, y)
+            _store_outputs(f, layer, o + 16, y + y_bytes)
+            _store_outputs(g, layer, o + 16, y + 2 * y_bytes)
+            _store_outputs(h, layer, o + 16, y + 3 * y_bytes)
+
+
+@inner
+def _narrow(x, n, out):
+    """Copy one row of inputs as float32."""
+    n_whole = n - n % 8
+    for i in range(0, n_whole, 8):
+        narrow_f64(x + i * DOUBLE, out + i * FLOAT)
+    for i in range(n_whole, n):
+        store_one_f32(out + i * FLOAT, load(x + i * DOUBLE))
+
+
+def run_dense_float(state, values, n_rows):
+    """The kernel (ABI in native.py) of a step "dense" of a model in float32: F32 weights, and `rounds`."""
+    layer = record(state, LAYER)
+    x, y = load_i64(values + layer.input * 8), load_i64(values + layer.out * 8)
+    padded = load_i64(values + layer.padded * 8)
+    n, x_bytes, y_bytes = n_rows * layer.groups, (layer.n_in + 15) // 16 * FLOAT_GROUP, layer.n_out * DOUBLE
+    n_tiled = n - n % ROWS
+    for r in range(0, n_tiled, ROWS):
+        for k in range(ROWS):
+            _narrow(x + (r + k) * layer.n_in * DOUBLE, layer.n_in, padded + k * x_bytes)
+        _four_rows_f32(layer, padded, x_bytes, y + r * y_bytes)
+    for r in range(n_tiled, n):
+        _narrow(x + r * layer.n_in * DOUBLE, layer.n_in, padded)
+        _one_row_f32(layer, padded, y + r * y_bytes)
+    if layer.activation > RELU:
+        _activate(y, n * layer.n_out, layer.activation)
+        _round(y, n * layer.n_out)
+    return 0
 
 
 # ---- activations -------------------------------------------------------------------------------------------
 
 @inner
-def _logistic(s):
-    # exp of what is not above zero never overflows.
-    if s >= 0.0:
-        return 1.0 / (1.0 + math.exp(-s))
-    e = math.exp(s)
-    return e / (1.0 + e)
-
-
-@inner
 def _activate(values, n, activation):
-    for at in range(values, values + n * DOUBLE, DOUBLE):
-        keep_scalar()
-        s = load(at)
-        if activation == RELU:
+    if activation == RELU:
+        for at in range(values, values + n * DOUBLE, DOUBLE):
+            s = load(at)
             store(at, 0.0 if s <= 0.0 else s)  # NaN stays NaN
-        elif activation == TANH:
-            store(at, math.tanh(s))
-        elif activation == LOGISTIC:
-            store(at, _logistic(s))
+    elif activation != IDENTITY:
+        for at in range(values, values + n * DOUBLE, DOUBLE):
+            keep_scalar()
+            store(at, math.tanh(load(at)) if activation == TANH else logistic(load(at)))
 
 
 @inner
-def _argmax(scores, n):
-    best = 0
-    for i in range(1, n):
-        if load(scores + i * DOUBLE) > load(scores + best * DOUBLE):
-            best = i
-    return best
-
-
-@inner
-def _softmax(scores, n, out):
-    highest = load(scores + _argmax(scores, n) * DOUBLE)
-    total = 0.0
-    for i in range(n):
-        keep_scalar()
-        e = math.exp(load(scores + i * DOUBLE) - highest)
-        store(out + i * DOUBLE, e)
-        total += e
-    for at in range(out, out + n * DOUBLE, DOUBLE):
-        store(at, load(at) / total)
-
-
-# ---- a whole model -----------------------------------------------------------------------------------------
-
-@inner
-def _load_row(model, row, x):
-    """One row: fill what is missing, shift and scale."""
-    for i in range(model.n_features):
-        feature = load(row + i * DOUBLE)
-        if math.isnan(feature):
-            feature = load(model.fill_values + i * DOUBLE)
-        store(x + i * DOUBLE, (feature - load(model.offset + i * DOUBLE)) * load(model.scale + i * DOUBLE))
-
-
-@inner
-def _pad(values, n):
-    for i in range(n, (n + 7) // 8 * 8):
-        store(values + i * DOUBLE, 0.0)
-
-
-@inner
-def _run_layers(matvec, model, layers, x, y, z):
-    """From the inputs at x, through y and z in turns → the address of the last layer's values."""
-    for i in range(model.n_layers):
-        layer = record(layers + i * LAYER_BYTES, LAYER)
-        matvec(layer, x, y)
-        if layer.activation != IDENTITY:
-            _activate(y, layer.n_out, layer.activation)
-        if i + 1 < model.n_layers:
-            _pad(y, layer.n_out)
-        x, y, z = y, z, y
-    return x
-
-
-@inner
-def _all_finite(values, n):
+def _round(values, n):
     for at in range(values, values + n * DOUBLE, DOUBLE):
-        if not math.isfinite(load(at)):
-            return False
-    return True
+        store(at, round_f32(load(at)))
+
+
+# ---- a block of rows ---------------------------------------------------------------------------------------
+
+@inner
+def _pad(x, n, rounds, out):
+    """Copy one row of inputs, rounded where the model's are float32, zeros behind it up to whole eights."""
+    n_whole = n - n % 8
+    for i in range(0, n_whole * DOUBLE, X_GROUP):
+        inputs = load_f64(x + i)
+        store_f64(out + i, round_f32x8(inputs) if rounds else inputs)
+    for i in range(n_whole, (n + 7) // 8 * 8):
+        inputs = load(x + i * DOUBLE) if i < n else 0.0
+        store(out + i * DOUBLE, round_f32(inputs) if rounds else inputs)
 
 
 @inner
-def _prediction(output, scores, n):
-    if output == BINARY:
-        return 1.0 if load(scores) > 0.0 else 0.0
-    if output == MULTICLASS:
-        return float(_argmax(scores, n))
-    return load(scores)
-
-
-@inner
-def _store_probabilities(output, scores, n, out):
-    if output == MULTICLASS:
-        _softmax(scores, n, out)
-    elif output != VALUE:
-        p = _logistic(load(scores))
-        store(out, 1.0 - p)
-        store(out + DOUBLE, p)
-
-
-@inner
-def _predict(matvec, state, rows, n_rows, predictions, probabilities, scratch):
-    model = record(state, MODEL)
-    layers = state + MODEL_BYTES
-    n_scores = record(layers + (model.n_layers - 1) * LAYER_BYTES, LAYER).n_out
-    y = scratch + model.width * DOUBLE
-    z = y + model.width * DOUBLE
-    _pad(scratch, model.n_features)
-    for i in range(n_rows):
-        _load_row(model, rows + i * model.n_features * DOUBLE, scratch)
-        scores = _run_layers(matvec, model, layers, scratch, y, z)
-        if not _all_finite(scores, n_scores):
-            return 1
-        store(predictions + i * DOUBLE, _prediction(model.output, scores, n_scores))
-        if probabilities != 0:
-            at = probabilities + i * model.n_classes * DOUBLE
-            _store_probabilities(model.output, scores, n_scores, at)
+def _run(weights, block_bytes, state, values, n_rows):
+    layer = record(state, LAYER)
+    x, y = load_i64(values + layer.input * 8), load_i64(values + layer.out * 8)
+    padded = load_i64(values + layer.padded * 8)
+    n, x_bytes, y_bytes = n_rows * layer.groups, (layer.n_in + 7) // 8 * X_GROUP, layer.n_out * DOUBLE
+    n_tiled = n - n % ROWS
+    for r in range(0, n_tiled, ROWS):
+        for k in range(ROWS):
+            _pad(x + (r + k) * layer.n_in * DOUBLE, layer.n_in, layer.rounds != 0, padded + k * x_bytes)
+        _four_rows(weights, block_bytes, layer, padded, x_bytes, y + r * y_bytes)
+    for r in range(n_tiled, n):
+        _pad(x + r * layer.n_in * DOUBLE, layer.n_in, layer.rounds != 0, padded)
+        _one_row(weights, block_bytes, layer, padded, y + r * y_bytes)
+    if layer.rounds:
+        _round(y, n * layer.n_out)
+    _activate(y, n * layer.n_out, layer.activation)
+    if layer.rounds and layer.activation > RELU:
+        _round(y, n * layer.n_out)
     return 0
 
 
 # One function a format, written out: numba's cache cannot recognise a closure over a compiled function in
 # another process, and a model compiles only what it uses.
 
-def predict_f32(state, rows, n_rows, predictions, probabilities, scratch):
-    """The model kernel (ABI in native.py) where every layer is F32."""
-    return _predict(matvec_f32, state, rows, n_rows, predictions, probabilities, scratch)
+def run_dense_f64(state, values, n_rows):
+    """The kernel (ABI in native.py) of a step "dense" with F64 weights."""
+    return _run(_weights_f64, F64_BLOCK, state, values, n_rows)
 
 
-def predict_f16(state, rows, n_rows, predictions, probabilities, scratch):
-    """The model kernel where every layer is F16."""
-    return _predict(matvec_f16, state, rows, n_rows, predictions, probabilities, scratch)
+def run_dense_f32(state, values, n_rows):
+    """The same with F32 weights."""
+    return _run(_weights_f32, F32_BLOCK, state, values, n_rows)
 
 
-def predict_q8_0(state, rows, n_rows, predictions, probabilities, scratch):
-    """The model kernel where every layer is Q8_0."""
-    return _predict(matvec_q8_0, state, rows, n_rows, predictions, probabilities, scratch)
+def run_dense_f16(state, values, n_rows):
+    """The same with F16 weights."""
+    return _run(_weights_f16, F16_BLOCK, state, values, n_rows)
 
 
-def predict_q4_0(state, rows, n_rows, predictions, probabilities, scratch):
-    """The model kernel where every layer is Q4_0."""
-    return _predict(matvec_q4_0, state, rows, n_rows, predictions, probabilities, scratch)
+def run_dense_q8_0(state, values, n_rows):
+    """The same with Q8_0 weights."""
+    return _run(_weights_q8_0, Q8_0_BLOCK, state, values, n_rows)
 
 
-def predict_mixed(state, rows, n_rows, predictions, probabilities, scratch):
-    """The model kernel where the layers' formats differ."""
-    return _predict(matvec_mixed, state, rows, n_rows, predictions, probabilities, scratch)
+def run_dense_q4_0(state, values, n_rows):
+    """The same with Q4_0 weights."""
+    return _run(_weights_q4_0, Q4_0_BLOCK, state, values, n_rows)
 
 
-PREDICT = {F32: predict_f32, F16: predict_f16, Q8_0: predict_q8_0, Q4_0: predict_q4_0}
+KERNELS = {F64: run_dense_f64, F32: run_dense_f32, F16: run_dense_f16, Q8_0: run_dense_q8_0, Q4_0: run_dense_q4_0}
 
 
-def compile_predict(tensor_types: frozenset[int]):
-    """The model kernel for layers of these formats, compiled or from the cache; `.address` is its entry."""
-    if len(tensor_types) == 1:
-        return _compiled(PREDICT[min(tensor_types)])
-    return _compiled(predict_mixed)
+def kernel_of(step: Step):
+    """The kernel function of a step "dense"."""
+    if is_float32(step):
+        return run_dense_float
+    return KERNELS[int(step.numbers["tensor_type"])]
 
 
-@functools.cache
-def _compiled(function):
-    return cfunc(SIGNATURE)(function)
+def state_of(step: Step, widths: list[int], number: int, scratch: int) -> tuple[np.ndarray, tuple, int]:
+    """(LAYER record as bytes, arrays that it points into, float64 of scratch a call) of step `number`."""
+    n_in, weights, bias = int(step.numbers["n_in"]), step.arrays["weights"], step.arrays["bias"]
+    row_bytes = quants.row_bytes(n_in, int(step.numbers["tensor_type"]))
+    if is_float32(step):
+        weights, bias, row_bytes = _turned(weights, bias, n_in)
+    state = np.zeros(1, LAYER)
+    state[0] = (step.inputs[0], number, scratch, widths[0] // n_in, weights.ctypes.data, bias.ctypes.data, n_in,
+                len(step.arrays["bias"]), row_bytes, int(step.numbers["activation"]), int(step.numbers.get("rounds", 0)))
+    return state.view(np.uint8), (weights, bias), ROWS * (-(-n_in // 16) * 16)
+
+
+def _turned(weights: np.ndarray, bias: np.ndarray, n_in: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Weights (n_in, n_out padded to 32s) and bias (n_out padded) float32, and the bytes of a row."""
+    n_out = len(bias)
+    padded = -(-n_out // 32) * 32
+    turned, biases = np.zeros((n_in, padded), np.float32), np.zeros(padded, np.float32)
+    turned[:, :n_out], biases[:n_out] = weights.view("<f4")[:, :n_in].T, bias
+    return turned, biases, turned.strides[0]

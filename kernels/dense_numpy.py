@@ -32,6 +32,15 @@ def _sum_products(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     return acc[..., 0] + acc[..., 1]  # (n, n_out)
 
 
+def matvec_f32(weights: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """As `matvec`, in float32: products added one by one, then the bias."""
+    weights, x = weights.astype(np.float32), x.astype(np.float32)
+    sums = np.zeros((len(x), len(weights)), np.float32)
+    for i in range(weights.shape[1]):
+        sums += weights[:, i] * x[:, i:i + 1]
+    return (sums + bias.astype(np.float32)).astype(np.float64)
+
+
 def logistic(s: float) -> float:
     """1 / (1 + e^−s), without overflow."""
     if s >= 0:

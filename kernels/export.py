@@ -1,23 +1,34 @@
-"""Writing tabular models: arrays, or a fitted scikit-learn estimator, become a GGUF file.
+"""Writing tabular models as native files: a loaded model, or arrays of dense layers, become a GGUF file.
 
 The rule to keep: what cannot be written as the format says is refused by name; nothing is dropped. The format
-is at the head of tabular.py. Writing needs the `gguf` package; scikit-learn itself is never imported.
+is at the head of tabular_file.py. Writing needs the `gguf` package; scikit-learn itself is never imported.
 """
 
+import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kernels import gguf as reader
-from kernels import quants
+from kernels import quants, tabular_file, trees
 from kernels.errors import ModelError
-from kernels.native import ACTIVATIONS
-from kernels.tabular import ARCHITECTURE, TabularModel
+from kernels.step import Step
+from kernels.tabular import TabularModel
+from kernels.tabular_file import ARCHITECTURE, BLOCKS, HIDDEN_ACTIVATIONS, INTEGERS
 
+ACTIVATIONS = (*HIDDEN_ACTIVATIONS, "softmax")
 TENSOR_TYPES = {reader.FORMATS[t].name.lower(): t for t in quants.CODECS}  # f32, f16, q8_0, q4_0
+
+# What `save` may write: what thresholds of trees become, and what numbers (leaves, weights, biases) become.
+TYPES = {"exact": (None, None)} | {
+    f"{prefix}{name}": (bins, tensor_type)
+    for prefix, bins in (("", None), ("bin8-", 255)) for name, tensor_type in
+    (("f64", reader.F64), ("f32", reader.F32), ("f16", reader.F16), ("q8_0", reader.Q8_0), ("q4_0", reader.Q4_0))}
 
 DenseLayer = tuple[ArrayLike, ArrayLike]  # weights (n_out, n_in), bias (n_out)
 
@@ -56,7 +67,7 @@ def save_dense(
     try:
         typed_arrays = {key: _array(key, values) for key, values in arrays.items() if values is not None}
         _write(unchecked, strings, typed_arrays, _tensors(layers, vectors, TENSOR_TYPES[tensor_type]))
-        TabularModel(reader.read(unchecked), threads=1, native=False)
+        tabular_file.read(unchecked, native=False)
         unchecked.replace(path)
     finally:
         unchecked.unlink(missing_ok=True)
@@ -126,6 +137,96 @@ def _write(path: Path, strings: dict[str, str], arrays: dict[str, tuple[str, lis
         writer.write_tensors_to_file()
     finally:
         writer.close()
+
+
+# ---- any tabular model -------------------------------------------------------------------------------------
+
+def save(model: TabularModel, path: str | Path, *, type: str = "exact", name: str | None = None,
+         version: str | None = None) -> None:
+    """Write a loaded model to the GGUF file at `path`, which starts fast.
+
+    `type`: "exact" keeps every bit; "f32", "f16", "q8_0" or "q4_0" is what leaves and weights become ("q4_0": weights
+    only; leaves "q8_0"); "bin8-…" also keeps at most 255 thresholds of each feature, moving the others to the nearest
+    one kept. The new file is checked by loading it before it takes its name. Raises ModelError for another type and
+    for numbers that do not fit it.
+    """
+    if type not in TYPES:
+        raise ModelError(f"expected one of {', '.join(TYPES)} for the type, found {type!r:.40}")
+    bins, tensor_type = TYPES[type]
+    signature = model.signature
+    strings = {"general.name": name or model.name, "general.version": version or model.version,
+               "tabular.task": signature.task}
+    arrays = {"tabular.classes": signature.classes, "tabular.feature_names": signature.feature_names}
+    steps = [_stored(step, bins, tensor_type) for step in model.program.steps]
+    strings["tabular.program"] = json.dumps(_program_json(model, steps))
+    tensors = {f"step.{i}.{key}": stored.tensor for i, (_, arrays_) in enumerate(steps)
+               for key, stored in arrays_.items() if stored.tensor is not None}
+    path = Path(path)
+    unchecked = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(unchecked, strings, {key: _array(key, values) for key, values in arrays.items() if values is not None},
+               tensors)
+        tabular_file.read(unchecked, native=False)
+        unchecked.replace(path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+
+
+class _Stored(NamedTuple):
+    """An array of a step in the file: what the JSON says, and the tensor, which empty arrays do not need."""
+
+    json: dict[str, object]
+    tensor: tuple[np.ndarray, int] | None
+
+
+def _program_json(model: TabularModel, steps: list[tuple[Step, dict[str, _Stored]]]) -> dict[str, object]:
+    program, signature = model.program, model.signature
+    categories = signature.categories
+    return {
+        "n_features": program.n_features, "prediction": program.prediction, "probabilities": program.probabilities,
+        "n_prediction_steps": program.n_prediction_steps, "checked": list(program.checked),
+        "model_type": model.model_type, "n_classes": len(signature.classes or ()),
+        "takes_missing": np.flatnonzero(model.takes_missing_in).tolist(),
+        "categories": None if categories is None else [None if texts is None else list(texts) for texts in categories],
+        "unknown": None if math.isnan(signature.unknown) else int(signature.unknown),
+        "steps": [{"op": step.op, "inputs": list(step.inputs), "width": step.width, "numbers": step.numbers,
+                   "arrays": {key: stored.json for key, stored in arrays.items()}} for step, arrays in steps],
+    }
+
+
+def _stored(step: Step, bins: int | None, tensor_type: int | None) -> tuple[Step, dict[str, _Stored]]:
+    """The step, and its arrays as they are stored."""
+    if step.op == "trees":
+        step = trees.pack(step if bins is None else trees.with_fewer_edges(step, bins))
+        leaf_type = reader.Q8_0 if tensor_type == reader.Q4_0 else tensor_type
+        return step, {key: _stored_array(array, leaf_type if key == "values" else None)
+                      for key, array in step.arrays.items()}
+    if step.op == "dense" and tensor_type is not None:
+        weights = quants.dequantize(step.arrays["weights"], int(step.numbers["tensor_type"]))
+        arrays = step.arrays | {"weights": quants.quantize(weights, tensor_type)}
+        step = step._replace(arrays=arrays, numbers=step.numbers | {"tensor_type": tensor_type})
+    return step, {key: _stored_array(array, None) if key != "weights" else _stored_blocks(step)
+                  for key, array in step.arrays.items()}
+
+
+def _stored_blocks(step: Step) -> _Stored:
+    shape = [len(step.arrays["bias"]), -(-int(step.numbers["n_in"]) // quants.BLOCK) * quants.BLOCK]
+    return _Stored({"dtype": BLOCKS, "shape": shape}, (step.arrays["weights"], int(step.numbers["tensor_type"])))
+
+
+def _stored_array(array: np.ndarray, tensor_type: int | None) -> _Stored:
+    content: dict[str, object] = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    if not array.size:
+        return _Stored(content, None)
+    if array.dtype.kind == "f":
+        if tensor_type in (None, reader.F64):
+            return _Stored(content, (array.astype("<f8"), reader.F64))
+        padded = np.pad(array.astype(np.float64), (0, -len(array) % quants.BLOCK))[None]
+        return _Stored(content | {"stored": BLOCKS}, (quants.quantize(padded, tensor_type)[0], tensor_type))
+    low, high = int(array.min()), int(array.max())
+    stored = next(name for name in INTEGERS if np.iinfo(name).min <= low and high <= np.iinfo(name).max)
+    data = array.astype(np.dtype(stored).newbyteorder("<"))
+    return _Stored(content | {"stored": stored}, (data.view(f"i{data.itemsize}"), INTEGERS[stored]))
 
 
 # ---- scikit-learn ------------------------------------------------------------------------------------------

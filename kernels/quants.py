@@ -5,6 +5,7 @@ The rule to keep: `dequantize` is exact. A half or float32 widens exactly, and a
 
 A row is padded with zeros to a multiple of 32 values. The block of each format, little-endian:
 
+    F64    32 × float64                                                          256 bytes
     F32    32 × float32                                                          128 bytes
     F16    32 × float16                                                           64 bytes
     Q8_0   bytes 0–1 float16 scale d, bytes 2–33 int8 q[32]: value i = d · q[i]    34 bytes
@@ -20,9 +21,13 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.errors import ModelError
-from kernels.gguf import F16, F32, Q4_0, Q8_0
+from kernels.gguf import F16, F32, F64, FORMATS, Q4_0, Q8_0
 
 BLOCK = 32  # values a block; a row's length in the model is a multiple of it
+
+
+def _f64_values(rows: np.ndarray) -> np.ndarray:
+    return rows.view("<f8")
 
 
 def _f32_values(rows: np.ndarray) -> np.ndarray:
@@ -48,6 +53,10 @@ def _q4_0_values(rows: np.ndarray) -> np.ndarray:
 
 def _scales(blocks: np.ndarray) -> np.ndarray:
     return blocks[..., :2].view("<f2").astype(np.float64)  # (rows, blocks, 1)
+
+
+def _f64_bytes(blocks: np.ndarray) -> np.ndarray:
+    return blocks.view(np.uint8)
 
 
 def _f32_bytes(blocks: np.ndarray) -> np.ndarray:
@@ -89,6 +98,7 @@ class Codec(NamedTuple):
 
 
 CODECS = {
+    F64: Codec(_f64_values, _f64_bytes),
     F32: Codec(_f32_values, _f32_bytes),
     F16: Codec(_f16_values, _f16_bytes),
     Q8_0: Codec(_q8_0_values, _q8_0_bytes),
@@ -124,3 +134,9 @@ def quantize(values: np.ndarray, tensor_type: int) -> np.ndarray:
 def all_finite(rows: np.ndarray, tensor_type: int) -> bool:
     """Whether every value of a tensor's bytes, (rows, row_bytes) uint8, is finite; widens a row at a time."""
     return all(np.isfinite(dequantize(rows[i:i + 1], tensor_type)).all() for i in range(len(rows)))
+
+
+def row_bytes(n_in: int, tensor_type: int) -> int:
+    """The bytes of a row of n_in weights, padded to whole blocks of 32."""
+    elements, size_bytes = FORMATS[tensor_type][1:]
+    return -(-n_in // BLOCK) * BLOCK // elements * size_bytes

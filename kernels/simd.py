@@ -11,6 +11,7 @@ https://numba.readthedocs.io/en/stable/extending/low-level.html, https://llvm.or
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 8
@@ -41,6 +42,23 @@ class _F64x8Model(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _vector(_f64))
 
 
+FLOAT_LANES = 16
+
+
+class _F32x16(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="f32x16")
+
+
+f32x16 = _F32x16()
+
+
+@register_model(_F32x16)
+class _F32x16Model(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type) -> None:
+        super().__init__(dmm, fe_type, _vector(_f32, FLOAT_LANES))
+
+
 def _load(builder, address, llvm_type):
     loaded = builder.load(builder.inttoptr(address, llvm_type.as_pointer()))
     loaded.align = 1
@@ -48,7 +66,7 @@ def _load(builder, address, llvm_type):
 
 
 def _broadcast(builder, scalar):
-    undefined = ir.Constant(_vector(_f64), ir.Undefined)
+    undefined = ir.Constant(_vector(scalar.type), ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.Constant(_i32, 0))
     return builder.shuffle_vector(one, undefined, _splat(_i32, 0))
 
@@ -96,6 +114,111 @@ def store(typingctx, address, value):
         stored.align = 1
         return context.get_dummy_value()
     return types.void(types.intp, types.float64), codegen
+
+
+def _load_integer(llvm_type: ir.IntType, what: str):
+    """An intrinsic that loads an unsigned integer, widened to `intp`."""
+    @intrinsic
+    def load_integer(typingctx, address):
+        def codegen(context, builder, signature, args):
+            loaded = _load(builder, args[0], llvm_type)
+            return loaded if llvm_type == _i64 else builder.zext(loaded, _i64)
+        return types.intp(types.intp), codegen
+    load_integer.__doc__ = what
+    return load_integer
+
+
+load_u8 = _load_integer(_i8, "One byte.")
+load_u16 = _load_integer(_i16, "One uint16.")
+load_i64 = _load_integer(_i64, "One int64.")
+
+
+@intrinsic
+def load_one_f32(typingctx, address):
+    """One float32, widened."""
+    def codegen(context, builder, signature, args):
+        return builder.fpext(_load(builder, args[0], _f32), _f64)
+    return types.float64(types.intp), codegen
+
+
+@intrinsic
+def store_u16(typingctx, address, value):
+    """Write the low 16 bits."""
+    def codegen(context, builder, signature, args):
+        stored = builder.store(builder.trunc(args[1], _i16), builder.inttoptr(args[0], _i16.as_pointer()))
+        stored.align = 1
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_i64(typingctx, address, value):
+    """Write one int64."""
+    def codegen(context, builder, signature, args):
+        stored = builder.store(args[1], builder.inttoptr(args[0], _i64.as_pointer()))
+        stored.align = 1
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
+def shift_right(typingctx, value, n):
+    """The bits moved n places down, zeros above."""
+    def codegen(context, builder, signature, args):
+        return builder.lshr(args[0], args[1])
+    return types.intp(types.intp, types.intp), codegen
+
+
+@intrinsic
+def is_below(typingctx, address, value):
+    """−1 where the float64 at the address is below the value, else 0, in a way that LLVM makes no branch of.
+
+    A binary search has a branch a step that nobody can predict, and LLVM turns conditional moves into such branches.
+    """
+    def codegen(context, builder, signature, args):
+        mask = builder.sext(builder.fcmp_ordered("<", _load(builder, args[0], _f64), args[1]), _i64)
+        opaque = ir.InlineAsm(ir.FunctionType(_i64, [_i64]), "", "=r,0")
+        return builder.call(opaque, [mask])
+    return types.intp(types.intp, types.float64), codegen
+
+
+@intrinsic
+def round_f32(typingctx, value):
+    """The nearest float32, widened."""
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.fptrunc(args[0], _f32), _f64)
+    return types.float64(types.float64), codegen
+
+
+@intrinsic
+def round_f32x8(typingctx, v):
+    """The nearest float32 of each lane, widened."""
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.fptrunc(args[0], _vector(_f32)), _vector(_f64))
+    return f64x8(f64x8), codegen
+
+
+@intrinsic
+def store_f64(typingctx, address, v):
+    """Write eight float64."""
+    def codegen(context, builder, signature, args):
+        stored = builder.store(args[1], builder.inttoptr(args[0], _vector(_f64).as_pointer()))
+        stored.align = 1
+        return context.get_dummy_value()
+    return types.void(types.intp, f64x8), codegen
+
+
+def caller_of(result, *arguments):
+    """A function that calls C code of this signature through its address: `call(address, (…))`."""
+    @intrinsic
+    def call(typingctx, address, given):
+        def codegen(context, builder, signature, args):
+            kind = ir.FunctionType(context.get_value_type(result), [context.get_value_type(a) for a in arguments])
+            values = cgutils.unpack_tuple(builder, args[1])
+            cast = [context.cast(builder, *each) for each in zip(values, given.types, arguments)]
+            return builder.call(builder.inttoptr(args[0], kind.as_pointer()), cast)
+        return result(types.intp, given), codegen
+    return call
 
 
 @intrinsic
@@ -210,3 +333,96 @@ def keep_scalar(typingctx):
         builder.call(barrier, [])
         return context.get_dummy_value()
     return types.void(), codegen
+
+
+# ---- sixteen float32 ---------------------------------------------------------------------------------------
+
+@intrinsic
+def zero_f32x16(typingctx):
+    """Sixteen zeros."""
+    def codegen(context, builder, signature, args):
+        return ir.Constant(_vector(_f32, FLOAT_LANES), [0.0] * FLOAT_LANES)
+    return f32x16(), codegen
+
+
+@intrinsic
+def load_f32x16(typingctx, address):
+    """Sixteen float32."""
+    def codegen(context, builder, signature, args):
+        return _load(builder, args[0], _vector(_f32, FLOAT_LANES))
+    return f32x16(types.intp), codegen
+
+
+@intrinsic
+def add_products(typingctx, acc, a, b):
+    """acc + a · b, lane by lane, each product rounded before it is added."""
+    def codegen(context, builder, signature, args):
+        return builder.fadd(args[0], builder.fmul(args[1], args[2]))
+    return f32x16(f32x16, f32x16, f32x16), codegen
+
+
+@intrinsic
+def add_f32x16(typingctx, a, b):
+    """a + b, lane by lane."""
+    def codegen(context, builder, signature, args):
+        return builder.fadd(*args)
+    return f32x16(f32x16, f32x16), codegen
+
+
+@intrinsic
+def relu_f32x16(typingctx, v):
+    """0 in the lanes that are not above it; NaN stays NaN."""
+    def codegen(context, builder, signature, args):
+        nothing = ir.Constant(_vector(_f32, FLOAT_LANES), [0.0] * FLOAT_LANES)
+        return builder.select(builder.fcmp_ordered("<=", args[0], nothing), nothing, args[0])
+    return f32x16(f32x16), codegen
+
+
+@intrinsic
+def spread_f32(typingctx, address):
+    """One float32 in all sixteen lanes."""
+    def codegen(context, builder, signature, args):
+        undefined = ir.Constant(_vector(_f32, FLOAT_LANES), ir.Undefined)
+        one = builder.insert_element(undefined, _load(builder, args[0], _f32), ir.Constant(_i32, 0))
+        return builder.shuffle_vector(one, undefined, ir.Constant(_vector(_i32, FLOAT_LANES), [0] * FLOAT_LANES))
+    return f32x16(types.intp), codegen
+
+
+@intrinsic
+def lane_f32x16(typingctx, v, lane):
+    """One lane, widened."""
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.extract_element(args[0], args[1]), _f64)
+    return types.float64(f32x16, types.intp), codegen
+
+
+@intrinsic
+def widen_f32x16(typingctx, v, address):
+    """Write sixteen float32 as float64."""
+    def codegen(context, builder, signature, args):
+        wide = builder.fpext(args[0], _vector(_f64, FLOAT_LANES))
+        stored = builder.store(wide, builder.inttoptr(args[1], _vector(_f64, FLOAT_LANES).as_pointer()))
+        stored.align = 1
+        return context.get_dummy_value()
+    return types.void(f32x16, types.intp), codegen
+
+
+@intrinsic
+def narrow_f64(typingctx, source, target):
+    """Write the eight float64 at `source` as float32 to `target`."""
+    def codegen(context, builder, signature, args):
+        narrow = builder.fptrunc(_load(builder, args[0], _vector(_f64)), _vector(_f32))
+        stored = builder.store(narrow, builder.inttoptr(args[1], _vector(_f32).as_pointer()))
+        stored.align = 1
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_one_f32(typingctx, address, value):
+    """Write one float64 as float32."""
+    def codegen(context, builder, signature, args):
+        stored = builder.store(builder.fptrunc(args[1], _f32), builder.inttoptr(args[0], _f32.as_pointer()))
+        stored.align = 1
+        return context.get_dummy_value()
+    return types.void(types.intp, types.float64), codegen

@@ -1,19 +1,7 @@
-"""Tabular models, linear and multi-layer perceptrons: a GGUF file checked once, then rows in and numbers out.
+"""Tabular models: rows in, numbers out, by a checked program that compiled kernels or numpy run.
 
-The rule to keep: after `load` the file has been checked whole, so that the kernels need not check anything.
-
-The file, GGUF v3 with general.architecture = "tabular":
-
-    general.name, general.version    strings
-    tabular.task                     "score" | "regression" | "classification"
-    tabular.layer_widths             [n_features, hidden …, n_out]
-    tabular.activations              a string a layer: relu tanh logistic identity softmax
-    tabular.feature_names            optional, n_features strings
-    tabular.classes                  of a classification: strings, or integers
-    tabular.fill_values              optional, n_features float64: taken in the place of missing values
-    dense.{i}.weight                 (n_out, n_in padded with zeros to whole 32s) F32, F16, Q8_0 or Q4_0
-    dense.{i}.bias                   (n_out) F32
-    input.offset, input.scale        optional, (n_features) F64: x' = (x − offset) · scale
+The rule to keep: a model is made from a checked `Program` and a `Signature` that fits it, whatever file it came
+from; the kernels check nothing. Both ways of running give the same bits.
 """
 
 import ctypes
@@ -22,35 +10,22 @@ import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from kernels import dense_numpy, gguf, quants
 from kernels.errors import ModelError
-from kernels.gguf import F32, F64, FORMATS, GGUFFile, Tensor
-from kernels.native import (
-    ACTIVATIONS, BINARY, IDENTITY, LAYER, MODEL, MULTICLASS, SCORE, VALUE, NativeModel,
-)
+from kernels.native import ASK, NativeModel
+from kernels.program import Program
+from kernels.row_ops import run_steps
+from kernels.step import Step
 
-ARCHITECTURE = "tabular"
-HIDDEN_ACTIVATIONS = ("relu", "tanh", "logistic", "identity")
-OUTPUTS = {  # (task, last activation) → what becomes of the last layer's sums
-    ("score", "identity"): SCORE,
-    ("classification", "logistic"): BINARY,
-    ("classification", "softmax"): MULTICLASS,
-} | {("regression", activation): VALUE for activation in HIDDEN_ACTIVATIONS}
 MIN_THREAD_WORK = 1_000_000  # multiplications worth a thread, which costs about 50 µs to start
+SMALL_ROWS = 64  # so many rows are answered in buffers that a thread keeps
+CHUNK_DOUBLES = 1 << 22  # of all values together, where numpy runs the program
 
-PREDICT_TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_ssize_t] * 6)
+ASK_TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_ssize_t)  # ctypes lets go of the GIL for the call
 
-
-class Layer(NamedTuple):
-    """One dense layer as the file has it."""
-
-    weight: Tensor  # (n_out, n_in_padded)
-    bias: np.ndarray  # (n_out) float64
-    activation: str
+Labels = tuple[str, ...] | tuple[int, ...] | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -59,72 +34,109 @@ class Signature:
 
     n_features: int
     feature_names: tuple[str, ...] | None
-    classes: tuple[str, ...] | tuple[int, ...] | None
+    classes: Labels | None
     task: str  # score, regression or classification
+    # For each feature None, or the strings that it takes: a row given as numbers holds the string's place.
+    categories: tuple[tuple[str, ...] | None, ...] | None = None
+    unknown: float = float("nan")  # what stands for a string that is not among its feature's categories
+
+    def __post_init__(self) -> None:
+        n, names, classes = self.n_features, self.feature_names, self.classes
+        if names is not None and (len(names) != n or len(set(names)) != n):
+            raise ModelError(f"expected {n} different feature names")
+        if classes is not None and (len(classes) < 1 or len(set(classes)) != len(classes)):
+            raise ModelError("expected different class labels")
+        if self.task not in ("score", "regression", "classification"):
+            raise ModelError(f"expected score, regression or classification for the task, found {self.task!r:.40}")
+        if self.categories is not None and len(self.categories) != n:
+            raise ModelError(f"expected categories, or none, for {n} features")
+        for texts in self.categories or ():
+            if texts is not None and len(set(texts)) != len(texts):
+                raise ModelError("expected different categories for a feature")
+
+
+class Asker(threading.local):
+    """A thread's own buffers for a few rows, and the records that ask for predictions from them."""
+
+    def __init__(self, model: "TabularModel") -> None:
+        native = model.native()
+        self.rows = np.empty((SMALL_ROWS, model.n_features))
+        self.predictions = np.empty((SMALL_ROWS, model.n_outputs))
+        self.probabilities = np.empty((SMALL_ROWS, model.n_classes))
+        self.scratch = np.empty(native.scratch_doubles)
+        self.asks = np.zeros(2, ASK)  # for predictions; with probabilities
+        for wanted, ask in enumerate(self.asks):
+            for name in ("rows", "predictions", "scratch"):
+                ask[name] = getattr(self, name).ctypes.data
+            ask["predict"], ask["state"] = native.predict_address, native.state_address
+            ask["probabilities"] = self.probabilities.ctypes.data if wanted else 0
+        first = self.asks.ctypes.data
+        # What `predict` of one row needs, in one place: an attribute of a thread's own takes 60 ns.
+        self.one = (self.rows[:1], first, self.predictions[0] if model.n_outputs == 1 else self.predictions[:1])
+        self.asks["n_rows"] = 1
+        self.addresses = (first, first + ASK.itemsize)
 
 
 class TabularModel:
-    """A model that predicts from rows of numbers; safe to call from several threads."""
+    """A model that predicts from rows; safe to call from several threads.
+
+    `takes_missing_in` (n_features) bool: where NaN stands for a missing value; found by trying where None.
+    """
 
     kind = "tabular"
 
-    def __init__(self, file: GGUFFile, threads: int, native: bool) -> None:
-        fields = _Fields(file)
-        self.path = file.path
-        self.name = fields.string("general.name")
-        self.version = fields.string("general.version")
-        self.size_bytes = file.size_bytes
-        self.layers = _read_layers(fields)
-        self.signature = _read_signature(fields, self.layers)
-        self.fill_values = fields.fill_values(self.n_features)
-        self.offset = fields.vector("input.offset", self.n_features, F64, default=0.0)
-        self.scale = fields.vector("input.scale", self.n_features, F64, default=1.0)
-        self.output = _output(self.signature.task, self.layers)
-        self._threads = threads
-        self._native = native
-        self._lock = threading.Lock()
-        self._labels = None if self.signature.classes is None else _label_array(self.signature.classes)
-
-    @classmethod
-    def load(cls, path: str | Path, threads: int = 1, native: bool = True) -> "TabularModel":
-        """The model in the GGUF file at `path`; raises as `kernels.load` does."""
+    def __init__(self, name: str, version: str, model_type: str, signature: Signature, program: Program, *,
+                 path: Path | None = None, size_bytes: int = 0, takes_missing_in: np.ndarray | None = None,
+                 threads: int = 1, native: bool = True) -> None:
         if threads < 1:
             raise ModelError(f"expected 1 thread or more, found {threads}")
-        file = gguf.read(path)
-        try:
-            return cls(file, threads, native)
-        except ModelError as error:
-            raise ModelError(f"{file.path.name}: {error}") from None
+        self.name, self.version, self.model_type = name, version, model_type
+        self.signature, self.program = signature, program
+        self.path, self.size_bytes = path, size_bytes
+        self.n_features = signature.n_features
+        self.n_outputs = program.widths[program.prediction]  # numbers in a prediction; 1 = a number or a label
+        self.n_classes = program.widths[program.probabilities] if program.probabilities else 0
+        self._check_fit()
+        self._threads, self._native = threads, native
+        self._one_row = (1, self.n_features)
+        self._lock = threading.Lock()
+        self._labels = None if signature.classes is None else _label_array(signature.classes)
+        found = self._try_missing() if takes_missing_in is None else np.asarray(takes_missing_in, bool)
+        if found.shape != (self.n_features,):
+            raise ModelError(f"expected for each of {self.n_features} features whether it may be missing")
+        self.takes_missing_in = found
 
-    @property
-    def n_features(self) -> int:
-        """How many numbers a row has."""
-        return self.signature.n_features
-
-    @property
-    def n_classes(self) -> int:
-        """The width of a row of probabilities; 0 for a regression."""
-        if self.signature.classes is not None:
-            return len(self.signature.classes)
-        return 2 if self.output == SCORE else 0
-
-    @property
-    def model_type(self) -> str:
-        """linear, or mlp with hidden layers."""
-        return "linear" if len(self.layers) == 1 else "mlp"
+    def _check_fit(self) -> None:
+        classes = self.signature.classes
+        if self.program.n_features != self.n_features:
+            raise ModelError(f"expected a program of {self.n_features} features, found {self.program.n_features}")
+        if classes is not None and self.n_outputs != 1:
+            raise ModelError(f"expected one number, a class's index, as the prediction, found {self.n_outputs}")
+        if classes is not None and self.n_classes not in (0, len(classes)):
+            raise ModelError(f"expected {len(classes)} probabilities, found {self.n_classes}")
 
     @property
     def takes_missing(self) -> bool:
-        """Whether NaN in a row stands for a missing value."""
-        return self.fill_values is not None
+        """Whether NaN in a row stands for a missing value, of any feature."""
+        return bool(self.takes_missing_in.any())
 
     def predict(self, X) -> np.ndarray:
-        """The class label, value or score of every row: (n, n_features) → (n,).
+        """The class label, value or score of every row: (n, n_features) → (n), or (n, n_outputs) of several.
 
-        Raises ModelError for rows of another shape, rows with an infinity, with NaN where the model takes no
-        missing values, and numbers so large that a score overflows.
+        Raises ModelError for rows of another shape, and for rows that have no finite score: with NaN where the model
+        takes no missing values, with infinities or numbers so large that a score overflows.
         """
-        predictions, _ = self._run(X, n_columns=0)
+        if self._native and type(X) is np.ndarray and X.shape == self._one_row and X.dtype in _ROW_TYPES:
+            row, ask, predictions = self._asker.one
+            row[...] = X
+            if self._ask(ask):
+                raise self._no_score(X)
+            if self._labels is None:
+                return predictions.copy()
+        else:
+            predictions, _ = self._run(X, wanted=False)
+            if self.n_outputs == 1:
+                predictions = predictions[:, 0]
         return predictions if self._labels is None else self._labels[predictions.astype(np.intp)]
 
     def predict_proba(self, X) -> np.ndarray:
@@ -134,14 +146,14 @@ class TabularModel:
         """
         if not self.n_classes:
             raise ModelError("a regression has no probabilities")
-        _, probabilities = self._run(X, n_columns=self.n_classes)
-        return probabilities
+        return self._run(X, wanted=True)[1]
 
     @property
     def kernel(self) -> str:
-        """The weights' format, or "mixed": models of one kernel share its compiled code."""
-        found = {FORMATS[layer.weight.tensor_type].name for layer in self.layers}
-        return found.pop() if len(found) == 1 else "mixed"
+        """What is compiled for the model: models of one kernel share all of it."""
+        kinds = (f"{step.op} {step.numbers['tensor_type']}" if step.op == "dense" else step.op
+                 for step in self.program.steps)
+        return "+".join(sorted(set(kinds)))
 
     def native(self) -> NativeModel:
         """The compiled form; compiles, or loads from the cache, on the first call."""
@@ -149,83 +161,123 @@ class TabularModel:
             return self._native_model
 
     @functools.cached_property
+    def _compiled(self):
+        from kernels.compiled_program import CompiledProgram  # numba takes half a second to import
+        return CompiledProgram(self.program, self.n_outputs, self.n_classes)
+
+    @functools.cached_property
     def _native_model(self) -> NativeModel:
-        from kernels.dense import compile_predict  # numba takes half a second to import
-        kernel = compile_predict(frozenset(layer.weight.tensor_type for layer in self.layers))
-        fill_values = np.full(self.n_features, np.nan) if self.fill_values is None else self.fill_values
+        compiled, signature = self._compiled, self.signature
+        names, categories = signature.feature_names, signature.categories
         return NativeModel(
-            predict_address=kernel.address,
-            state=self._state(fill_values),
+            predict_address=compiled.driver.address,
+            state=compiled.states[0],
             n_features=self.n_features,
+            n_outputs=self.n_outputs,
             n_classes=self.n_classes,
-            labels=_json_labels(self.signature.classes),
+            labels=None if signature.classes is None else tuple(json.dumps(c).encode() for c in signature.classes),
             takes_missing=self.takes_missing,
-            scratch_doubles=3 * self._width,
-            owners=(kernel, self.layers, fill_values, self.offset, self.scale),
+            feature_names=None if names is None else tuple(name.encode() for name in names),
+            categories=None if categories is None else tuple(
+                None if texts is None else tuple(text.encode() for text in texts) for texts in categories),
+            unknown=signature.unknown,
+            scratch_doubles=compiled.scratch_doubles,
+            owners=tuple(compiled.owners),
         )
 
-    @property
-    def _width(self) -> int:
-        return max(_padded(n) for layer in self.layers for n in (layer.weight.shape[1], len(layer.bias)))
+    @functools.cached_property
+    def _ask(self):
+        """Makes the call of an ASK record, given by its address → 1 where a row has no answer."""
+        from kernels.compiled_program import compiled_ask
+        with self._lock:
+            return ASK_TYPE(compiled_ask().address)
 
-    def _state(self, fill_values: np.ndarray) -> np.ndarray:
-        """The MODEL record and the LAYER records, as native.py has them."""
-        n_inputs = [self.n_features] + [len(layer.bias) for layer in self.layers[:-1]]
-        state = np.zeros(MODEL.itemsize + len(self.layers) * LAYER.itemsize, np.uint8)
-        state[:MODEL.itemsize].view(MODEL)[0] = (
-            len(self.layers), self.n_features, self.n_classes, self.output, self._width,
-            fill_values.ctypes.data, self.offset.ctypes.data, self.scale.ctypes.data,
-        )
-        state[MODEL.itemsize:].view(LAYER)[:] = [
-            (weight.data.ctypes.data, bias.ctypes.data, n_in, weight.shape[0],
-             weight.data.shape[1], weight.tensor_type, activation)
-            for (weight, bias, _), n_in, activation in zip(self.layers, n_inputs, self._activation_codes, strict=True)
-        ]
-        return state
+    @functools.cached_property
+    def _asker(self) -> Asker:
+        return Asker(self)
 
-    @property
-    def _activation_codes(self) -> list[int]:
-        """The activation of every layer; a classifier's last one happens when probabilities are wanted."""
-        codes = [ACTIVATIONS[layer.activation] for layer in self.layers]
-        return codes if self.output == VALUE else codes[:-1] + [IDENTITY]
-
-    def _run(self, X, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Predictions (n) and probabilities (n, n_columns); without columns they are not computed."""
+    def _run(self, X, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions (n, n_outputs) and probabilities (n, n_classes), or (n, 0) when they are not wanted."""
         rows = self._checked_rows(X)
-        predictions = np.empty(len(rows))
-        probabilities = np.empty((len(rows), n_columns))
+        if self._native and len(rows) <= SMALL_ROWS:
+            return self._run_few(rows, wanted)
+        predictions = np.empty((len(rows), self.n_outputs))
+        probabilities = np.empty((len(rows), self.n_classes if wanted else 0))
         run = self._run_native if self._native else self._run_numpy
         if not run(rows, predictions, probabilities):
-            raise ModelError("the inputs are too large: a score overflows")
+            raise self._no_score(rows)
         return predictions, probabilities
 
     def _checked_rows(self, X) -> np.ndarray:
+        """X as (n, n_features) float64 or float32."""
+        if type(X) is not np.ndarray or X.dtype not in _ROW_TYPES or not X.flags.c_contiguous:
+            X = self._as_numbers(X)
+        if X.ndim != 2 or X.shape[1] != self.n_features:
+            raise ModelError(f"expected rows of {self.n_features} features, found an array of shape {X.shape}")
+        return X
+
+    def _as_numbers(self, X) -> np.ndarray:
         try:
-            rows = np.ascontiguousarray(X, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            raise ModelError(f"expected rows of {self.n_features} numbers") from None
-        if rows.ndim != 2 or rows.shape[1] != self.n_features:
-            raise ModelError(f"expected rows of {self.n_features} features, "
-                             f"found an array of shape {rows.shape}")
-        refused = np.isinf(rows) if self.takes_missing else ~np.isfinite(rows)
-        if refused.any():
-            row, feature = np.argwhere(refused)[0].tolist()
-            raise ModelError(f"expected finite numbers: row {row}, feature {feature} is {rows[row, feature]}")
+            if self.signature.categories is None or getattr(X, "dtype", None) in _ROW_TYPES:
+                return np.ascontiguousarray(X, dtype=np.float64)
+            return self.encode(X)
+        except (TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"expected rows of {self.n_features} numbers"
+                             f"{', or strings where the model takes them' * bool(self.signature.categories)}") from None
+
+    def encode(self, X) -> np.ndarray:
+        """Rows of numbers and strings, (n, n_features) objects, as float64: strings by their places."""
+        cells = np.asarray(X, object)
+        if cells.ndim != 2 or cells.shape[1] != self.n_features:
+            raise ModelError(f"expected rows of {self.n_features} features, found an array of shape {cells.shape}")
+        rows = np.empty(cells.shape)
+        for i, places in enumerate(self.places):
+            if places is None:
+                rows[:, i] = cells[:, i]
+            else:
+                rows[:, i] = [self._place_of(cell, places) for cell in cells[:, i]]
         return rows
+
+    def _place_of(self, cell: object, places: dict[str, int]) -> float:
+        if isinstance(cell, str):
+            return places.get(cell, self.signature.unknown)
+        if cell is None or cell != cell:
+            return np.nan
+        raise ModelError("expected strings where the model takes them")
+
+    @functools.cached_property
+    def places(self) -> list[dict[str, int] | None]:
+        """For each feature the place of every string that it takes; None where it takes numbers."""
+        categories = self.signature.categories or (None,) * self.n_features
+        return [None if texts is None else {text: i for i, text in enumerate(texts)} for texts in categories]
+
+    def _run_few(self, rows: np.ndarray, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As `_run`, in the thread's own buffers."""
+        asker, n = self._asker, len(rows)
+        asker.rows[:n] = rows
+        asker.asks["n_rows"] = n
+        status = self._ask(asker.addresses[wanted])
+        asker.asks["n_rows"] = 1
+        if status:
+            raise self._no_score(rows)
+        return asker.predictions[:n].copy(), asker.probabilities[:n if wanted else 0].copy()
 
     def _run_native(self, rows: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> bool:
         """Fill the outputs; whether every score is finite."""
-        native = self.native()
-        predict = PREDICT_TYPE(native.predict_address)  # ctypes lets go of the GIL for the call
-        shares = self._shares(len(rows))
+        shares, native = self._shares(len(rows)), self.native()
+        state = self._compiled.states[rows.dtype == np.float32].ctypes.data
         statuses = [1] * len(shares)
 
         def run_share(i: int) -> None:
             first, last = shares[i]
             scratch = np.empty(native.scratch_doubles)
-            wanted = probabilities[first:last].ctypes.data if probabilities.size else 0
-            statuses[i] = predict(native.state_address, rows[first:last].ctypes.data, last - first,
-                                  predictions[first:last].ctypes.data, wanted, scratch.ctypes.data)
+            ask = np.array((native.predict_address, state, rows[first:last].ctypes.data, last - first,
+                            predictions[first:last].ctypes.data,
+                            probabilities[first:last].ctypes.data if probabilities.size else 0,
+                            scratch.ctypes.data), ASK)
+            statuses[i] = self._ask(ask.ctypes.data)
 
         others = [threading.Thread(target=run_share, args=(i,)) for i in range(1, len(shares))]
         for thread in others:
@@ -237,181 +289,59 @@ class TabularModel:
 
     def _shares(self, n_rows: int) -> list[tuple[int, int]]:
         """The rows of each thread, [first, last)."""
-        work = n_rows * sum(layer.weight.shape[0] * layer.weight.shape[1] for layer in self.layers)
+        work = n_rows * sum(work_of(step) for step in self.program.steps)
         n = min(self._threads, 1 + work // MIN_THREAD_WORK)
         return [(n_rows * i // n, n_rows * (i + 1) // n) for i in range(n)]
 
     def _run_numpy(self, rows: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> bool:
         """As `_run_native`, to the bit."""
-        with np.errstate(all="ignore"):
-            scores = self._scores_numpy(rows)
-            if not np.isfinite(scores).all():
+        program = self.program
+        size = max(1, CHUNK_DOUBLES // sum(program.widths))
+        for first in range(0, len(rows), size):
+            chunk = slice(first, first + size)
+            values = run_steps(program.steps[:program.n_prediction_steps], [rows[chunk].astype(np.float64)])
+            if not all(np.isfinite(values[value]).all() for value in program.checked):
                 return False
-            if self.output == BINARY:
-                predictions[:] = scores[:, 0] > 0
-            elif self.output == MULTICLASS:
-                predictions[:] = scores.argmax(axis=1)
-            else:
-                predictions[:] = scores[:, 0]
+            predictions[chunk] = values[program.prediction]
             if probabilities.size:
-                several = self.output == MULTICLASS
-                probabilities[:] = dense_numpy.softmax(scores) if several else dense_numpy.binary(scores)
+                run_steps(program.steps[program.n_prediction_steps:], values)
+                probabilities[chunk] = values[program.probabilities]
         return True
 
-    def _scores_numpy(self, rows: np.ndarray) -> np.ndarray:
-        if self.fill_values is not None:
-            rows = np.where(np.isnan(rows), self.fill_values, rows)
-        values = (rows - self.offset) * self.scale
-        steps = zip(self.layers, self._weights, self._activation_codes, strict=True)
-        for layer, weights, activation in steps:
-            x = np.zeros((len(rows), weights.shape[1]))
-            x[:, :values.shape[1]] = values
-            values = dense_numpy.ACTIVATE[activation](dense_numpy.matvec(weights, layer.bias, x))
-        return values
+    def _no_score(self, rows: np.ndarray) -> ModelError:
+        refused = np.isinf(rows) | (np.isnan(rows) & ~self.takes_missing_in)
+        if refused.any():
+            row, feature = np.argwhere(refused)[0].tolist()
+            return ModelError(f"expected finite numbers: row {row}, feature {feature} is {rows[row, feature]}")
+        return ModelError("the inputs are too large: a score overflows")
 
-    @functools.cached_property
-    def _weights(self) -> list[np.ndarray]:
-        return [quants.dequantize(layer.weight.data, layer.weight.tensor_type) for layer in self.layers]
+    def _try_missing(self) -> np.ndarray:
+        """Where NaN in a row of ones leaves every checked value finite."""
+        found = np.zeros(self.n_features, bool)
+        steps, checked = self.program.steps[:self.program.n_prediction_steps], self.program.checked
+        size = max(1, CHUNK_DOUBLES // sum(self.program.widths))
+        for first in range(0, self.n_features, size):
+            tried = np.arange(first, min(first + size, self.n_features))
+            rows = np.ones((len(tried), self.n_features))
+            rows[np.arange(len(tried)), tried] = np.nan
+            values = run_steps(steps, [rows])
+            found[tried] = np.all([np.isfinite(values[value]).all(axis=1) for value in checked], axis=0)
+        return found
 
 
-def _label_array(classes: tuple[str, ...] | tuple[int, ...]) -> np.ndarray:
+_ROW_TYPES = (np.dtype(np.float64), np.dtype(np.float32))
+
+
+def work_of(step: Step) -> int:
+    """About how many multiplications a row's step takes the time of."""
+    if step.op == "dense":
+        return len(step.arrays["bias"]) * int(step.numbers["n_in"])
+    if step.op == "trees":
+        return 100 * len(step.arrays["tree_sizes"])
+    return 4 * step.width
+
+
+def _label_array(classes: Labels) -> np.ndarray:
     """Labels to index by class; as objects where numpy's own strings would lose trailing NULs."""
     labels = np.array(classes)
     return labels if labels.tolist() == list(classes) else np.array(classes, object)
-
-
-def _json_labels(classes: tuple[str, ...] | tuple[int, ...] | None) -> tuple[bytes, ...] | None:
-    return None if classes is None else tuple(json.dumps(label).encode() for label in classes)
-
-
-def _padded(n: int) -> int:
-    return -(-n // quants.BLOCK) * quants.BLOCK
-
-
-class _Fields:
-    """Checked reading of a file's metadata and tensors; every error names the field."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
-        architecture = self.string("general.architecture")
-        if architecture != ARCHITECTURE:
-            raise ModelError(f"expected general.architecture {ARCHITECTURE!r}, found {architecture!r:.40}")
-
-    def string(self, key: str) -> str:
-        value = self.file.metadata.get(key)
-        if not isinstance(value, str) or not value:
-            raise ModelError(f"expected a string in {key}")
-        return value
-
-    def strings(self, key: str) -> list[str]:
-        values = self.file.metadata.get(key)
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise ModelError(f"expected an array of strings in {key}")
-        return values
-
-    def integers(self, key: str) -> list[int]:
-        values = self.file.metadata.get(key)
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
-            raise ModelError(f"expected an array of integers in {key}")
-        return values.tolist()
-
-    def fill_values(self, n: int) -> np.ndarray | None:
-        values = self.file.metadata.get("tabular.fill_values")
-        if values is None:
-            return None
-        if not isinstance(values, np.ndarray) or values.dtype != np.float64 or values.shape != (n,):
-            raise ModelError(f"expected {n} float64 in tabular.fill_values")
-        if not np.isfinite(values).all():
-            raise ModelError("expected finite numbers in tabular.fill_values")
-        return values.copy()  # a copy is aligned
-
-    def tensor(self, name: str, shape: tuple[int, ...], tensor_types: tuple[int, ...]) -> Tensor:
-        tensor = self.file.tensors.get(name)
-        if tensor is None:
-            raise ModelError(f"expected a tensor {name}")
-        if tensor.shape != shape:
-            raise ModelError(f"expected shape {shape} of {name}, found {tensor.shape}")
-        if tensor.tensor_type not in tensor_types:
-            expected = " or ".join(FORMATS[t].name for t in tensor_types)
-            raise ModelError(f"expected {expected} for {name}, found {tensor.format.name}")
-        return tensor
-
-    def vector(self, name: str, n: int, tensor_type: int, default: float | None = None) -> np.ndarray:
-        """A tensor of n numbers as float64; n times the default where the file has none."""
-        if default is not None and name not in self.file.tensors:
-            return np.full(n, default)
-        data = self.tensor(name, (n,), (tensor_type,)).data[0]
-        values = data.view({F32: "<f4", F64: "<f8"}[tensor_type]).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise ModelError(f"expected finite numbers in {name}")
-        return values
-
-
-def _read_layers(fields: _Fields) -> tuple[Layer, ...]:
-    widths = fields.integers("tabular.layer_widths")
-    activations = fields.strings("tabular.activations")
-    if len(widths) < 2 or min(widths) < 1:
-        raise ModelError(f"expected positive numbers, two or more, in tabular.layer_widths, "
-                         f"found {str(widths):.60}")
-    if len(activations) != len(widths) - 1:
-        raise ModelError(f"expected {len(widths) - 1} names in tabular.activations, found {len(activations)}")
-    for activation in activations[:-1]:
-        if activation not in HIDDEN_ACTIVATIONS:
-            raise ModelError(f"expected {', '.join(HIDDEN_ACTIVATIONS)} in tabular.activations, "
-                             f"found {activation!r:.40}")
-    layers = zip(widths, widths[1:], activations, strict=False)
-    return tuple(_read_layer(fields, i, *layer) for i, layer in enumerate(layers))
-
-
-def _read_layer(fields: _Fields, i: int, n_in: int, n_out: int, activation: str) -> Layer:
-    weight = fields.tensor(f"dense.{i}.weight", (n_out, _padded(n_in)), tuple(quants.CODECS))
-    if not quants.all_finite(weight.data, weight.tensor_type):
-        raise ModelError(f"expected finite numbers in {weight.name}")
-    return Layer(weight, fields.vector(f"dense.{i}.bias", n_out, F32), activation)
-
-
-def _read_signature(fields: _Fields, layers: tuple[Layer, ...]) -> Signature:
-    n_features = fields.integers("tabular.layer_widths")[0]
-    task = fields.string("tabular.task")
-    n_out = len(layers[-1].bias)
-    if task not in ("score", "regression", "classification"):
-        raise ModelError(f"expected score, regression or classification in tabular.task, found {task!r:.40}")
-    if task != "classification" and n_out != 1:
-        raise ModelError(f"expected one output for tabular.task {task!r}, found {n_out}")
-    classes = _read_classes(fields, layers[-1]) if task == "classification" else None
-    return Signature(n_features, _read_feature_names(fields, n_features), classes, task)
-
-
-def _read_feature_names(fields: _Fields, n_features: int) -> tuple[str, ...] | None:
-    if "tabular.feature_names" not in fields.file.metadata:
-        return None
-    names = fields.strings("tabular.feature_names")
-    if len(names) != n_features or len(set(names)) != n_features:
-        raise ModelError(f"expected {n_features} different strings in tabular.feature_names")
-    return tuple(names)
-
-
-def _read_classes(fields: _Fields, last: Layer) -> tuple[str, ...] | tuple[int, ...]:
-    key, n_out = "tabular.classes", len(last.bias)
-    expected = 2 if last.activation == "logistic" else n_out
-    classes: tuple[str, ...] | tuple[int, ...]
-    if isinstance(fields.file.metadata.get(key), list):
-        classes = tuple(fields.strings(key))
-    else:
-        classes = numbers = tuple(fields.integers(key))
-        if any(number > np.iinfo(np.int64).max for number in numbers):
-            raise ModelError(f"expected labels of at most 64 bits, signed, in {key}")
-    if len(classes) != expected or len(set(classes)) != len(classes) or expected < 2:
-        raise ModelError(f"expected {max(expected, 2)} different labels in {key}, found {len(classes)}")
-    return classes
-
-
-def _output(task: str, layers: tuple[Layer, ...]) -> int:
-    last, n_out = layers[-1].activation, len(layers[-1].bias)
-    if (task, last) not in OUTPUTS:
-        raise ModelError(f"expected a last one in tabular.activations that fits tabular.task {task!r}, "
-                         f"found {last!r:.40}")
-    if last == "logistic" and n_out != 1:
-        raise ModelError(f"expected one output with 'logistic' in tabular.activations, found {n_out} "
-                         "(softmax takes more)")
-    return OUTPUTS[task, last]

@@ -19,6 +19,10 @@ def half(bits: int) -> float:
     return sign * math.ldexp(1024 + fraction, exponent - 25)
 
 
+def _f64(row: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(row) // 8}d", row))
+
+
 def _f32(row: bytes) -> list[float]:
     return [struct.unpack_from("<f", row, at)[0] for at in range(0, len(row), 4)]
 
@@ -45,7 +49,7 @@ def _q4_0(row: bytes) -> list[float]:
     return values
 
 
-DEQUANTIZE = {"f32": _f32, "f16": _f16, "q8_0": _q8_0, "q4_0": _q4_0}
+DEQUANTIZE = {"f64": _f64, "f32": _f32, "f16": _f16, "q8_0": _q8_0, "q4_0": _q4_0}
 
 
 # ---- dense layers ------------------------------------------------------------------------------------------

@@ -17,7 +17,13 @@ ROOMS = {  # room: what it may import beside the standard library and itself
     "tracing": {"psutil", "pytest"},
     "databricks": {"kernels", "mlflow", "pyspark", "databricks", "pyarrow"},
 }
-EXTRAS = {"kernels/export.py": {"gguf"}}  # imported on use, in this file only
+EXTRAS = {  # imported on use, in this file only
+    "kernels/__main__.py": {"pandas"},
+    "kernels/export.py": {"gguf"},
+    "kernels/onnx_backend.py": {"onnx"},
+    "kernels/onnx_graph.py": {"onnx"},
+    "kernels/onnx_ops.py": {"onnx"},
+}
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
            for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}
 

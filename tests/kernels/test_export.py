@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 import kernels
-from kernels import ModelError
+from kernels import ModelError, gguf
 from kernels.export import from_sklearn, save_dense
 from tests import naive, sklearn_models
 
@@ -72,7 +72,7 @@ def scores_of_every_output(path, arguments: dict, X: np.ndarray) -> tuple[np.nda
             "activations": [*arguments["activations"][:-1], "identity"]})
         model = kernels.load(path)
         columns.append(model.predict(X))
-        layers.append(model.layers)
+        layers.append([gguf.read(path).tensors[f"dense.{layer}.weight"] for layer in range(len(hidden) + 1)])
     return np.stack(columns, axis=1), layers
 
 
@@ -100,7 +100,7 @@ def test_every_score_is_within_what_the_scales_allow(tmp_path, fitted, tensor_ty
         for i, (weights, bias) in enumerate(arguments["layers"]):
             last = i == len(arguments["layers"]) - 1
             weights, bias = (weights[output:output + 1], bias[output:output + 1]) if last else (weights, bias)
-            quantized, scales = weights_and_steps(stored[output][i].weight, weights.shape[1])
+            quantized, scales = weights_and_steps(stored[output][i], weights.shape[1])
             # |Wx − Ŵx̂| ≤ |W − Ŵ||x| + |Ŵ||x − x̂|; the activations stretch nothing; biases are float32.
             rounding = 1e-12 * (np.abs(values) @ np.abs(weights).T + np.abs(bias)) + 2.0**-24 * np.abs(bias)
             bound = np.abs(values) @ (STEPS[tensor_type] * scales).T + bound @ np.abs(quantized).T + rounding

@@ -11,6 +11,7 @@ FORMATS = list(TENSOR_TYPES)
 
 # float16 0x3800 = 0.5, little-endian; 0x3C00 = 1, 0xC000 = −2
 HAND_COMPUTED = {
+    "f64": (bytes(6) + b"\xf0\x3f" + bytes(6) + b"\x04\xc0" + bytes(240), [1.0, -2.5] + [0.0] * 30),
     "f32": (b"\x00\x00\x80\x3f\x00\x00\x20\xc0" + bytes(120), [1.0, -2.5] + [0.0] * 30),
     "f16": (b"\x00\x3c\x00\xc0\x01\x00" + bytes(58), [1.0, -2.0, 2.0**-24] + [0.0] * 29),
     "q8_0": (b"\x00\x38" + bytes([1, 0xFF, 127, 0x80]) + bytes(28), [0.5, -0.5, 63.5, -64.0] + [0.0] * 28),

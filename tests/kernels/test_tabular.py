@@ -10,6 +10,7 @@ from kernels.gguf import F16, F32, F64, Q8_0
 from tests.kernels import gguf_bytes as g
 
 SCALE_OF_INFINITY = b"\x00\x7c" + bytes(32)
+Q4_1 = 3
 NAN, ZEROS = np.array([np.nan] * 2, "<f4").tobytes(), bytes(8)
 
 # A sound model of 3 features, 2 hidden units and 2 classes, as parts that a test replaces.
@@ -109,8 +110,8 @@ REFUSED = {
     "weight of another shape": ({"dense.0.weight": ((3, 32), Q8_0, bytes(102))},
                                 "shape (2, 32) of dense.0.weight"),
     "weight not padded": ({"dense.0.weight": ((2, 3), F32, bytes(24))}, "shape (2, 32) of dense.0.weight"),
-    "weight of another type": ({"dense.0.weight": ((2, 32), F64, bytes(512))},
-                               "Q8_0 or Q4_0 for dense.0.weight, found F64"),
+    "weight of another type": ({"dense.0.weight": ((2, 32), Q4_1, bytes(40))},
+                               "Q8_0 or Q4_0 for dense.0.weight, found Q4_1"),
     "bias of another type": ({"dense.0.bias": ((2,), F16, bytes(4))}, "F32 for dense.0.bias, found F16"),
     "bias of another shape": ({"dense.0.bias": ((1, 2), F32, ZEROS)}, "shape (2,) of dense.0.bias"),
     "weight infinite": ({"dense.0.weight": ((2, 32), Q8_0, bytes(34) + SCALE_OF_INFINITY)},

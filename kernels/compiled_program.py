@@ -1,0 +1,100 @@
+"""A program as the server calls it: its kernels compiled, its steps as records, its values' places in scratch.
+
+The rule to keep: whatever a record points into is kept by the `owners` of the NativeModel.
+"""
+
+import functools
+
+import numpy as np
+
+from kernels import dense, row_kernels, svm_kernels, tree_kernels
+from kernels.compiled import cfunc
+from kernels.native import CALL, PROGRAM
+from kernels.program import Program
+from kernels.row_kernels import ASK_SIGNATURE, KERNEL_SIGNATURE, PREDICT_SIGNATURE
+from kernels.step import Step
+
+BLOCK_ROWS = 64
+BLOCK_DOUBLES = 1 << 17  # of scratch at most, 1 MiB, unless one row needs more: it should stay in the cache
+
+
+@functools.cache
+def compiled(function):
+    """The C callback of a kernel, compiled or from the cache."""
+    return cfunc(KERNEL_SIGNATURE)(function)
+
+
+@functools.cache
+def compiled_driver():
+    """The C callback of the driver."""
+    return cfunc(PREDICT_SIGNATURE)(row_kernels.run_program)
+
+
+@functools.cache
+def compiled_ask():
+    """The C callback that makes the call of an ASK record."""
+    return cfunc(ASK_SIGNATURE)(row_kernels.run_ask)
+
+
+def kernel_of(step: Step):
+    """The kernel function of a step."""
+    if step.op == "dense":
+        return dense.kernel_of(step)
+    if step.op == "trees":
+        return tree_kernels.run_trees
+    if step.op in svm_kernels.KERNELS:
+        return svm_kernels.KERNELS[step.op]
+    return row_kernels.KERNELS[step.op][0]
+
+
+class CompiledProgram:
+    """The state of a program for `PREDICT_SIGNATURE`, over `rows` of float64 or float32."""
+
+    def __init__(self, program: Program, n_outputs: int, n_classes: int) -> None:
+        self.driver = compiled_driver()
+        self.owners: list[object] = [self.driver, program]
+        self.scratch_widths: list[int] = []  # float64 a row (trees) of each value that is not the program's
+        self.fixed: dict[int, int] = {}      # value: float64 in all, however many rows
+        calls = np.zeros(len(program.steps), CALL)
+        for i, step in enumerate(program.steps):
+            kernel = compiled(kernel_of(step))
+            state = self._state(step, [program.widths[value] for value in step.inputs], i + 1, len(program.widths))
+            calls[i] = (kernel.address, state.ctypes.data)
+            self.owners += [kernel, state]
+        offsets, self.block_rows, self.scratch_doubles = self._place(program)
+        checked = np.array([(value, program.widths[value]) for value in program.checked], np.int64)
+        self.states = []
+        for float32_rows in (0, 1):
+            record = np.zeros(1, PROGRAM)
+            record[0] = (program.n_features, n_outputs, n_classes, len(offsets), len(calls), program.n_prediction_steps,
+                         len(checked), program.prediction, program.probabilities, self.block_rows, float32_rows,
+                         calls.ctypes.data, offsets.ctypes.data, checked.ctypes.data)
+            self.states.append(record.view(np.uint8))
+        self.owners += [calls, offsets, checked, *self.states]
+
+    def _state(self, step: Step, widths: list[int], number: int, n_values: int) -> np.ndarray:
+        scratch = n_values + len(self.scratch_widths)
+        if step.op == "dense":
+            state, owners, self.fixed[scratch] = dense.state_of(step, widths, number, scratch)
+            self.scratch_widths.append(0)
+        elif step.op == "trees":
+            state, owners, width = tree_kernels.state_of(step, widths, number, scratch)
+            self.scratch_widths.append(-(-width // 8))
+            self.fixed[scratch] = width  # eight rows' columns are whole, be there eight rows or one
+        elif step.op in svm_kernels.KERNELS:
+            state, owners, self.fixed[scratch] = svm_kernels.state_of(step, widths, number, scratch)
+            self.scratch_widths.append(0)
+        else:
+            state, owners = row_kernels.state_of(step, widths, number)
+        self.owners.append(owners)
+        return state
+
+    def _place(self, program: Program) -> tuple[np.ndarray, int, int]:
+        """(where each value begins in scratch, rows a block, float64 in all); the addresses come first."""
+        widths = np.array([*program.widths, *self.scratch_widths], np.int64)
+        fixed = np.array([self.fixed.get(value, 0) for value in range(len(widths))], np.int64)
+        rows = int(np.clip((BLOCK_DOUBLES - fixed.sum()) // widths.sum(), 1, BLOCK_ROWS))
+        rows -= rows % 8 if rows > 8 else 0
+        sizes = -(-(widths * rows + fixed) // 8) * 8
+        first = -(-len(widths) // 8) * 8
+        return first + np.cumsum(sizes) - sizes, rows, first + int(sizes.sum())
