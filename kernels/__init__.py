@@ -8,9 +8,10 @@ from pathlib import Path
 from kernels.errors import ModelError
 from kernels.export import save
 from kernels.model_file import load
+from kernels.sklearn_models import from_sklearn
 from kernels.tabular import TabularModel
 from kernels.version import __version__
 
-__all__ = ["DEFAULT_MODEL", "ModelError", "TabularModel", "__version__", "load", "save"]
+__all__ = ["DEFAULT_MODEL", "ModelError", "TabularModel", "__version__", "from_sklearn", "load", "save"]
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "data" / "fraud-detector.gguf"

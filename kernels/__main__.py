@@ -1,20 +1,24 @@
-"""The command line of the model files: quantize, inspect, warm."""
+"""The command line of the model files: quantize, verify, inspect, warm."""
 
 import argparse
 import importlib.util
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import kernels
 from kernels import DEFAULT_MODEL, ModelError, TabularModel, gguf, trees
 from kernels.export import TYPES
+from kernels.verify import Comparison, rows_of, verify
 
 MAX_SHOWN = 8  # items of an array that `inspect` prints
+MAX_ROWS_SHOWN = 10  # rows that differ that `verify` prints
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +38,7 @@ def _one_line(error: ModelError | OSError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kernels", description="Model files: quantize, inspect, warm.")
+    parser = argparse.ArgumentParser(prog="kernels", description="Model files: quantize, verify, inspect, warm.")
     parser.add_argument("--version", action="version", version=f"testigo {kernels.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -47,6 +51,20 @@ def _parser() -> argparse.ArgumentParser:
                          help="rows to compare the answers on, Parquet or CSV (default: generated)")
     command.set_defaults(run=_quantize)
 
+    command = commands.add_parser("verify", help="compare a model with the one that it was made from")
+    command.add_argument("model", metavar="MODEL", type=Path)
+    command.add_argument("--against", required=True, type=Path, metavar="ORIGINAL",
+                         help="LightGBM's text, XGBoost's JSON or UBJSON, ONNX, or a pickled scikit-learn estimator;"
+                              " its own library answers, in double precision where it has it")
+    command.add_argument("--data", required=True, type=Path, metavar="X.parquet", help="rows, Parquet or CSV")
+    command.add_argument("--rows", type=_positive, metavar="N", help="compare the first N rows (default: all)")
+    command.add_argument("--tolerance", type=_tolerance, metavar="T",
+                         help="largest difference of a number, relative to numbers above 1 (default: 1e-9; 1e-6 where"
+                              " one of the two computes in float32)")
+    command.add_argument("--allow-pickle", action="store_true",
+                         help="load a pickled ORIGINAL, which can run any code: only of someone whom you trust")
+    command.set_defaults(run=_verify)
+
     command = commands.add_parser("inspect", help="print the metadata and the tensors of a GGUF file")
     command.add_argument("file", metavar="FILE", type=Path)
     command.set_defaults(run=_inspect)
@@ -55,6 +73,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("models", metavar="MODEL", type=Path, nargs="*", help="default: the embedded model")
     command.set_defaults(run=_warm)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 63):
+        raise argparse.ArgumentTypeError("must be a whole number of at least 1")
+    return int(text)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("must be a number from 0")
+    return value
 
 
 # ---- quantize ----------------------------------------------------------------------------------------------
@@ -117,20 +151,59 @@ def generated_rows(model: TabularModel, n: int = 2000) -> np.ndarray:
 
 def read_rows(path: Path, model: TabularModel) -> np.ndarray:
     """The rows of a Parquet or CSV file: the columns that the model names, else all of them in order."""
+    return rows_of(model, read_frame(path))
+
+
+def read_frame(path: Path, n_rows: int | None = None) -> Any:
+    """The data frame of a Parquet or CSV file, or its first rows."""
     try:
         import pandas
+        import pyarrow
     except ImportError:
         raise ModelError("reading rows from a file needs pandas and pyarrow: pip install 'testigo[data]'") from None
-    frame = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
-    names = model.signature.feature_names
-    if names is not None:
-        missing = [name for name in names if name not in frame.columns]
-        if missing:
-            raise ModelError(f"expected the columns {', '.join(missing[:8])} in {path.name}")
-        frame = frame[list(names)]
-    if frame.shape[1] != model.n_features:
-        raise ModelError(f"expected {model.n_features} columns in {path.name}, found {frame.shape[1]}")
-    return model.encode(frame)
+    try:
+        frame = pandas.read_csv(path, nrows=n_rows) if path.suffix == ".csv" else pandas.read_parquet(path)
+    except (ValueError, NotImplementedError, pyarrow.ArrowException):
+        raise ModelError(f"expected rows in Parquet, or CSV where the name ends in .csv, in {path.name}") from None
+    frame = frame.iloc[:n_rows].reset_index(drop=True)
+    if not len(frame):
+        raise ModelError(f"expected one row or more in {path.name}")
+    return frame
+
+
+# ---- verify ------------------------------------------------------------------------------------------------
+
+def _verify(arguments: argparse.Namespace) -> int:
+    model, frame = kernels.load(arguments.model), read_frame(arguments.data, arguments.rows)
+    report = verify(model, arguments.against, frame, arguments.tolerance, arguments.allow_pickle)
+    print(f"{arguments.model} against {arguments.against} ({report.library}) on {report.n_rows:,} rows of "
+          f"{arguments.data}")
+    for one in report.comparisons:
+        beyond = one.beyond(report.tolerance)
+        worst = int(np.argmax(one.difference))
+        if one.what == "label":
+            print(f"labels that differ: {len(beyond):,}")
+        else:
+            print(f"largest difference of a {one.what}: {one.difference[worst]:.3g} (row {worst})")
+        for row in beyond[:MAX_ROWS_SHOWN].tolist():
+            print(f"  row {row}: {one.what} {_both(one, row)}")
+        if len(beyond) > MAX_ROWS_SHOWN:
+            print(f"  … {len(beyond):,} rows in all")
+    print(f"{'within' if report.is_right else 'not within'} the tolerance of {report.tolerance:g}")
+    return 0 if report.is_right else 1
+
+
+def _both(comparison: Comparison, row: int) -> str:
+    """What both say of a row; of several numbers those that differ most."""
+    found, expected = comparison.found[row], comparison.expected[row]
+    if np.ndim(found) == 0:
+        return f"{_value(found)}, expected {_value(expected)}"
+    column = int(np.argmax(np.abs(found - expected)))
+    return f"{column} is {_value(found[column])}, expected {_value(expected[column])}"
+
+
+def _value(value: object) -> str:
+    return f"{value:.17g}" if isinstance(value, (int, float, np.number)) else f"{_printable(str(value)):.100}"
 
 
 # ---- inspect -----------------------------------------------------------------------------------------------

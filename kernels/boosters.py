@@ -28,11 +28,12 @@ def model_of(booster: Booster, name: str, path: Path, size_bytes: int, threads: 
     n_features = booster.ensemble.n_features
     builder = Builder(n_features)
     codes, strings = add_codes(builder, booster)
-    program = _add_link(builder, booster, add_trees(builder, booster, codes))
+    program = add_link(builder, booster, add_trees(builder, booster, codes))
     task = "score" if booster.n_classes else "regression"
     signature = Signature(n_features, booster.feature_names, None, task, strings)
     return TabularModel(name, booster.version, booster.model_type, signature, program, path=path,
-                        size_bytes=size_bytes, threads=threads, native=native)
+                        size_bytes=size_bytes, takes_missing_in=np.ones(n_features, bool),  # trees take NaN
+                        threads=threads, native=native)
 
 
 def add_trees(builder: Builder, booster: Booster, value: int) -> int:
@@ -66,7 +67,16 @@ def add_codes(builder: Builder, booster: Booster) -> tuple[int, tuple[tuple[str,
     return value, tuple(strings) if any(strings) else None
 
 
-def _add_link(builder: Builder, booster: Booster, scores: int) -> Program:
+def add_probabilities(builder: Builder, booster: Booster, scores: int) -> int:
+    """The probabilities of several classes: a softmax of the scores, or the logistic of each."""
+    rounds = int(booster.ensemble.rounds_sums)
+    if booster.link == "sigmoid":
+        return _function(builder, scores, "sigmoid", booster.link_factor, rounds)
+    return _softmax(builder, scores, rounds)
+
+
+def add_link(builder: Builder, booster: Booster, scores: int) -> Program:
+    """The library's own `predict` of these scores, and its probabilities."""
     link, n, rounds = booster.link, builder.widths[scores], int(booster.ensemble.rounds_sums)
     if link not in LINKS:
         raise ModelError(f"expected one of {', '.join(LINKS)} for the link, found {link!r:.40}")

@@ -50,7 +50,7 @@ def kernel_of(step: Step):
 class CompiledProgram:
     """The state of a program for `PREDICT_SIGNATURE`, over `rows` of float64 or float32."""
 
-    def __init__(self, program: Program, n_outputs: int, n_classes: int) -> None:
+    def __init__(self, program: Program, n_outputs: int, n_classes: int, n_labels: int) -> None:
         self.driver = compiled_driver()
         self.owners: list[object] = [self.driver, program]
         self.scratch_widths: list[int] = []  # float64 a row (trees) of each value that is not the program's
@@ -67,8 +67,8 @@ class CompiledProgram:
         for float32_rows in (0, 1):
             record = np.zeros(1, PROGRAM)
             record[0] = (program.n_features, n_outputs, n_classes, len(offsets), len(calls), program.n_prediction_steps,
-                         len(checked), program.prediction, program.probabilities, self.block_rows, float32_rows,
-                         calls.ctypes.data, offsets.ctypes.data, checked.ctypes.data)
+                         len(checked), program.prediction, program.probabilities, self.block_rows, n_labels,
+                         float32_rows, calls.ctypes.data, offsets.ctypes.data, checked.ctypes.data)
             self.states.append(record.view(np.uint8))
         self.owners += [calls, offsets, checked, *self.states]
 

@@ -21,8 +21,8 @@ from kernels.quants import BLOCK
 from kernels.row_kernels import logistic
 from kernels.row_ops import is_float32
 from kernels.simd import (
-    add, add_f32x16, add_products, keep_scalar, lane_f32x16, load, load_f16, load_f32, load_f32x16, load_f64,
-    load_high_nibbles, load_i8, load_i64, load_low_nibbles, load_scale, mul, narrow_f64, record, relu_f32x16, round_f32,
+    add, add_f32x16, add_products, keep_scalar, lane_f32x16, load, load_f16, load_f32, load_f32x16,
+    load_first_f64, load_f64, load_high_nibbles, load_i8, load_i64, load_low_nibbles, load_scale, mul, narrow_f64, record, relu_f32x16, round_f32,
     round_f32x8, spread_f32, store, store_f64, store_one_f32, sum_lanes, widen_f32x16, zero, zero_f32x16,
 )
 from kernels.step import Step
@@ -314,9 +314,9 @@ def _pad(x, n, rounds, out):
     for i in range(0, n_whole * DOUBLE, X_GROUP):
         inputs = load_f64(x + i)
         store_f64(out + i, round_f32x8(inputs) if rounds else inputs)
-    for i in range(n_whole, (n + 7) // 8 * 8):
-        inputs = load(x + i * DOUBLE) if i < n else 0.0
-        store(out + i * DOUBLE, round_f32(inputs) if rounds else inputs)
+    if n_whole < n:
+        inputs = load_first_f64(x + n_whole * DOUBLE, n - n_whole)
+        store_f64(out + n_whole * DOUBLE, round_f32x8(inputs) if rounds else inputs)
 
 
 @inner

@@ -24,6 +24,7 @@ PROGRAM = np.dtype([
     ("n_values", np.int64), ("n_steps", np.int64), ("n_prediction_steps", np.int64), ("n_checked", np.int64),
     ("prediction", np.int64), ("probabilities", np.int64),  # numbers of values; 0 = no probabilities
     ("block_rows", np.int64),   # rows that are computed together
+    ("n_labels", np.int64),     # predictions are below this and not below 0, or the row has no answer; 0 = any number
     ("float32_rows", np.int64),  # 1: `rows` is float32, for calls from Python
     ("calls", np.int64),        # address of (n_steps) CALL
     ("offsets", np.int64),      # address of (n_values) int64: where a value is in scratch, in float64

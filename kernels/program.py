@@ -39,10 +39,13 @@ class Program:
                     raise ModelError(f"expected a width from 1 to {MAX_WIDTH}")
                 if not all(0 <= value <= i for value in step.inputs):
                     raise ModelError("expected inputs made by steps before")
+                _check_names(step)
                 OPS[step.op].check(step, [widths[value] for value in step.inputs])
             except ModelError as error:
                 raise ModelError(f"step {i} ({step.op:.20}): {error}") from None
             widths.append(step.width)
+        if sum(widths) > MAX_WIDTH:
+            raise ModelError(f"expected at most {MAX_WIDTH} numbers a row in all values together")
         object.__setattr__(self, "widths", tuple(widths))
         self._check_answer()
 
@@ -56,6 +59,15 @@ class Program:
             raise ModelError("expected probabilities made by a step")
         if not self.checked or not all(0 < value <= self.n_prediction_steps for value in self.checked):
             raise ModelError("expected values to check, made by steps for predictions")
+
+
+def _check_names(step: Step) -> None:
+    """What a check does not know, it has not checked: a kernel might read it."""
+    op = OPS[step.op]
+    for held, known in ((step.numbers, op.numbers), (step.arrays, op.arrays)):
+        for name in held:
+            if name not in known.split():
+                raise ModelError(f"expected one of {known or 'none'}, found {name!r:.40}")
 
 
 class Builder:

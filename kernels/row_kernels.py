@@ -17,7 +17,10 @@ from kernels.compiled import inner
 from kernels.native import ASK, CALL, PROGRAM
 from kernels.row_ops import BINARY_CODES as B
 from kernels.row_ops import NORM_L1, NORM_MAX, REDUCE_CODES, SOFTMAX, SOFTMAX_ZERO, UNARY_CODES
-from kernels.simd import caller_of, keep_scalar, load, load_i64, load_one_f32, record, round_f32, store, store_i64
+from kernels.simd import (
+    add, caller_of, keep_scalar, load, load_f32, load_f64, load_first_f64, load_i64, load_one_f32, mul, record, round_f32,
+    store, store_f64, store_i64, sum_lanes, zero,
+)
 from kernels.step import Step
 
 PREDICT_SIGNATURE = types.int32(*[types.intp] * 6)
@@ -45,16 +48,30 @@ def _value(values, number):
 
 @inner
 def _widen(rows, n, out):
-    for i in range(n):
+    n_eights = n - n % 8
+    for i in range(0, n_eights, 8):
+        store_f64(out + i * DOUBLE, load_f32(rows + i * 4))
+    for i in range(n_eights, n):
         store(out + i * DOUBLE, load_one_f32(rows + i * 4))
 
 
 @inner
 def _all_finite(values, n):
-    zero = 0.0
+    none, total = zero(), zero()  # 0 · x is NaN where x is not finite, and so is the sum from then on
+    for i in range(0, n - n % 8, 8):
+        total = add(total, mul(load_f64(values + i * DOUBLE), none))
+    rest = load_first_f64(values + (n - n % 8) * DOUBLE, n % 8)
+    return sum_lanes(add(total, mul(rest, none))) == 0.0
+
+
+@inner
+def _are_places(values, n, n_labels):
+    """Whether each of n numbers is the place of a label."""
     for i in range(n):
-        zero += load(values + i * DOUBLE) * 0.0  # NaN from then on, where one is not finite
-    return zero == 0.0
+        place = load(values + i * DOUBLE)
+        if not 0.0 <= place < n_labels:
+            return False
+    return True
 
 
 @inner
@@ -96,6 +113,8 @@ def run_program(state, rows, n_rows, predictions, probabilities, scratch):
         if probabilities != 0 and not both:
             store_i64(values + program.probabilities * 8, asked)
         if _run_block(program, values, n, n_steps) != 0:
+            return 1
+        if program.n_labels != 0 and not _are_places(predicted, n, program.n_labels):
             return 1
         if probabilities != 0 and both:
             _copy(predicted, n * program.n_classes, asked)
@@ -220,7 +239,7 @@ def _plain(function, x):
     if function == SQRT:
         return math.sqrt(x) if x >= 0.0 else math.nan
     if function == TRUNC:
-        return float(math.trunc(x)) if abs(x) < 4503599627370496.0 else x
+        return math.copysign(float(math.trunc(x)), x) if abs(x) < 4503599627370496.0 else x  # −0.5 becomes −0.0
     if function == BOOL:
         return 1.0 if x != 0.0 else 0.0
     if function == POSITIVE:
@@ -348,6 +367,8 @@ def _is_better(function, x, best):
 
 @inner
 def _place_of_best(function, at, n):
+    if n == 2:  # without a branch, which of two classes nobody could predict
+        return 1.0 * _is_better(function, load(at + DOUBLE), load(at))
     place, best = 0, load(at)
     for i in range(1, n):
         x = load(at + i * DOUBLE)
@@ -517,7 +538,7 @@ def _where_fields(step: Step, widths: list[int]) -> tuple[dict[str, int], tuple]
 
 def _keyed_fields(step: Step, widths: list[int]) -> tuple[dict[str, int], tuple]:
     return {"keys": _address(step, "keys"), "n_keys": len(step.arrays["keys"]),
-            "table": _address(step, "values") or _address(step, "places")}, ()
+            "table": _address(step, "values" if step.op == "lookup" else "places")}, ()
 
 
 def _no_fields(step: Step, widths: list[int]) -> tuple[dict[str, int], tuple]:

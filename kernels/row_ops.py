@@ -48,6 +48,8 @@ def _check_move(step: Step, widths: list[int]) -> None:
     constants = take_array(step, "constants", np.float64, (None,))
     room = np.array([*widths, len(constants)])
     source, first, n = runs.T
+    if not widths:  # it says how many rows there are
+        raise ModelError("expected an input")
     if not len(runs) or (source < -1).any() or (source >= len(widths)).any():
         raise ModelError("expected runs of inputs that exist")
     if (first < 0).any() or (n < 1).any() or (first > MAX_WIDTH).any() or (n > MAX_WIDTH).any():
@@ -57,7 +59,7 @@ def _check_move(step: Step, widths: list[int]) -> None:
 
 
 def _move(step: Step, values: Values) -> np.ndarray:
-    n_rows = len(values[0]) if values else 0
+    n_rows = len(values[0])
     constants = np.broadcast_to(step.arrays["constants"], (n_rows, len(step.arrays["constants"])))
     every = [*values, constants]
     return np.concatenate([every[source][:, first:first + n]
@@ -166,7 +168,9 @@ def _pow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         except OverflowError:
             return -math.inf if pair[0] < 0 and pair[1] % 2 else math.inf
         except ValueError:
-            return math.inf if pair[0] == 0 else math.nan
+            if pair[0] == 0:
+                return math.copysign(math.inf, pair[0]) if pair[1] % 2 == 1 else math.inf
+            return math.nan
     return np.array([power(pair) for pair in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)],
                     np.float64).reshape(a.shape)
 
@@ -306,7 +310,7 @@ def _scale(step: Step, values: Values) -> np.ndarray:
 
 def _sorted_keys(step: Step) -> np.ndarray:
     keys = take_array(step, "keys", np.float64, (None,))
-    if np.isnan(keys).any() or (np.diff(keys) <= 0).any():
+    if np.isnan(keys).any() or (keys[1:] <= keys[:-1]).any():
         raise ModelError("expected keys in ascending order")
     return keys
 
@@ -396,24 +400,26 @@ class Op(NamedTuple):
 
     check: Callable[[Step, list[int]], None]
     run: Callable[[Step, Values], np.ndarray]
+    numbers: str  # names of all that a step may hold
+    arrays: str
 
 
 OPS: dict[str, Op] = {
-    "move": Op(_check_move, _move),
-    "prepare": Op(_check_prepare, _prepare),
-    "unary": Op(_check_unary, _unary),
-    "binary": Op(_check_binary, _binary),
-    "where": Op(_check_where, _where),
-    "reduce": Op(_check_reduce, _reduce),
-    "scale": Op(_check_scale, _scale),
-    "lookup": Op(_check_lookup, _lookup),
-    "onehot": Op(_check_onehot, _onehot),
-    "dense": Op(_check_dense, _dense),
-    "trees": Op(trees.check, trees.run),
-    "distances": Op(svm.check_distances, svm.distances),
-    "svm_pairs": Op(svm.check_pairs, svm.pairs),
-    "svm_votes": Op(svm.check_votes, svm.votes),
-    "svm_coupling": Op(svm.check_coupling, svm.coupling),
+    "move": Op(_check_move, _move, "", "runs constants"),
+    "prepare": Op(_check_prepare, _prepare, "rounds", "missing fill_values offset scale"),
+    "unary": Op(_check_unary, _unary, "function rounds", ""),
+    "binary": Op(_check_binary, _binary, "function rounds", "constant"),
+    "where": Op(_check_where, _where, "", ""),
+    "reduce": Op(_check_reduce, _reduce, "function group rounds", ""),
+    "scale": Op(_check_scale, _scale, "function group rounds", ""),
+    "lookup": Op(_check_lookup, _lookup, "", "keys values"),
+    "onehot": Op(_check_onehot, _onehot, "group", "keys places"),
+    "dense": Op(_check_dense, _dense, "n_in tensor_type activation rounds", "weights bias"),
+    "trees": Op(trees.check, trees.run, "aggregate rounds_inputs rounds_sums", trees.ARRAYS),
+    "distances": Op(svm.check_distances, svm.distances, "factor", "vectors"),
+    "svm_pairs": Op(svm.check_pairs, svm.pairs, "n_classes", "first coefficients rho"),
+    "svm_votes": Op(svm.check_votes, svm.votes, "n_classes", ""),
+    "svm_coupling": Op(svm.check_coupling, svm.coupling, "", "prob_a prob_b"),
 }
 
 

@@ -266,6 +266,18 @@ def load_f64(typingctx, address):
 
 
 @intrinsic
+def load_first_f64(typingctx, address, n):
+    """The first n of eight float64, zeros behind them; what is not of the n is not read."""
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _vector(_f64).as_pointer())
+        wanted = builder.icmp_signed("<", ir.Constant(_vector(_i64), list(range(LANES))), _broadcast(builder, args[1]))
+        kind = ir.FunctionType(_vector(_f64), [pointer.type, _i32, wanted.type, _vector(_f64)])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.load.v8f64.p0")
+        return builder.call(function, [pointer, _i32(1), wanted, _splat(_f64, 0.0)])
+    return f64x8(types.intp, types.intp), codegen
+
+
+@intrinsic
 def load_f32(typingctx, address):
     """Eight float32, widened."""
     def codegen(context, builder, signature, args):

@@ -121,7 +121,7 @@ def run_votes(state, values, n_rows):
 
 @inner
 def _sigmoid(score, a, b):
-    value = round_f32(round_f32(score * a) + b)
+    value = round_f32(round_f32(round_f32(score) * a) + b)
     p = round_f32(1.0 / round_f32(1.0 + round_f32(math.exp(-abs(value)))))
     if not value < 0.0:
         p = round_f32(1.0 - p)

@@ -20,7 +20,9 @@ from kernels.row_ops import run_steps
 from kernels.step import Step
 
 MIN_THREAD_WORK = 1_000_000  # multiplications worth a thread, which costs about 50 µs to start
-SMALL_ROWS = 64  # so many rows are answered in buffers that a thread keeps
+SMALL_ROWS = 64  # so many rows, fewer of wide ones, are answered in buffers that a thread keeps
+SMALL_DOUBLES = 1 << 20
+MAX_TRIED_DOUBLES = 1 << 28  # of all values together, to find where a row may have a missing one
 CHUNK_DOUBLES = 1 << 22  # of all values together, where numpy runs the program
 
 ASK_TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_ssize_t)  # ctypes lets go of the GIL for the call
@@ -53,6 +55,14 @@ class Signature:
         for texts in self.categories or ():
             if texts is not None and len(set(texts)) != len(texts):
                 raise ModelError("expected different categories for a feature")
+        for texts in (names, classes, *(self.categories or ())):
+            if not all(is_unicode(text) for text in texts or () if isinstance(text, str)):
+                raise ModelError("expected Unicode in names, labels and categories")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it holds no half of a character, which JSON's escapes can make and UTF-8 has no bytes for."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 class Asker(threading.local):
@@ -60,9 +70,10 @@ class Asker(threading.local):
 
     def __init__(self, model: "TabularModel") -> None:
         native = model.native()
-        self.rows = np.empty((SMALL_ROWS, model.n_features))
-        self.predictions = np.empty((SMALL_ROWS, model.n_outputs))
-        self.probabilities = np.empty((SMALL_ROWS, model.n_classes))
+        n = model.small_rows
+        self.rows = np.empty((n, model.n_features))
+        self.predictions = np.empty((n, model.n_outputs))
+        self.probabilities = np.empty((n, model.n_classes))
         self.scratch = np.empty(native.scratch_doubles)
         self.asks = np.zeros(2, ASK)  # for predictions; with probabilities
         for wanted, ask in enumerate(self.asks):
@@ -97,10 +108,12 @@ class TabularModel:
         self.n_outputs = program.widths[program.prediction]  # numbers in a prediction; 1 = a number or a label
         self.n_classes = program.widths[program.probabilities] if program.probabilities else 0
         self._check_fit()
+        self.small_rows = min(SMALL_ROWS, max(1, SMALL_DOUBLES // (self.n_features + self.n_outputs + self.n_classes)))
         self._threads, self._native = threads, native
         self._one_row = (1, self.n_features)
         self._lock = threading.Lock()
         self._labels = None if signature.classes is None else _label_array(signature.classes)
+        self._one_label = [] if self._labels is None else [self._labels[i:i + 1] for i in range(len(self._labels))]
         found = self._try_missing() if takes_missing_in is None else np.asarray(takes_missing_in, bool)
         if found.shape != (self.n_features,):
             raise ModelError(f"expected for each of {self.n_features} features whether it may be missing")
@@ -131,8 +144,7 @@ class TabularModel:
             row[...] = X
             if self._ask(ask):
                 raise self._no_score(X)
-            if self._labels is None:
-                return predictions.copy()
+            return predictions.copy() if self._labels is None else self._one_label[int(predictions.item())].copy()
         else:
             predictions, _ = self._run(X, wanted=False)
             if self.n_outputs == 1:
@@ -163,7 +175,7 @@ class TabularModel:
     @functools.cached_property
     def _compiled(self):
         from kernels.compiled_program import CompiledProgram  # numba takes half a second to import
-        return CompiledProgram(self.program, self.n_outputs, self.n_classes)
+        return CompiledProgram(self.program, self.n_outputs, self.n_classes, len(self.signature.classes or ()))
 
     @functools.cached_property
     def _native_model(self) -> NativeModel:
@@ -199,7 +211,7 @@ class TabularModel:
     def _run(self, X, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
         """Predictions (n, n_outputs) and probabilities (n, n_classes), or (n, 0) when they are not wanted."""
         rows = self._checked_rows(X)
-        if self._native and len(rows) <= SMALL_ROWS:
+        if self._native and len(rows) <= self.small_rows:
             return self._run_few(rows, wanted)
         predictions = np.empty((len(rows), self.n_outputs))
         probabilities = np.empty((len(rows), self.n_classes if wanted else 0))
@@ -211,14 +223,24 @@ class TabularModel:
     def _checked_rows(self, X) -> np.ndarray:
         """X as (n, n_features) float64 or float32."""
         if type(X) is not np.ndarray or X.dtype not in _ROW_TYPES or not X.flags.c_contiguous:
-            X = self._as_numbers(X)
+            X = self._as_numbers(self._named_columns(X))
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise ModelError(f"expected rows of {self.n_features} features, found an array of shape {X.shape}")
         return X
 
+    def _named_columns(self, X):
+        """Of a data frame the model's features, by name; anything else as it is."""
+        names = self.signature.feature_names
+        if names is None or not hasattr(X, "columns"):
+            return X
+        missing = [name for name in names if name not in X.columns]
+        if missing:
+            raise ModelError(f"expected a column {missing[0]!r:.60}, one of {len(names)}")
+        return X[list(names)]
+
     def _as_numbers(self, X) -> np.ndarray:
         try:
-            if self.signature.categories is None or getattr(X, "dtype", None) in _ROW_TYPES:
+            if self.signature.categories is None or (isinstance(X, np.ndarray) and X.dtype.kind in "fiu"):
                 return np.ascontiguousarray(X, dtype=np.float64)
             return self.encode(X)
         except (TypeError, ValueError, OverflowError) as error:
@@ -228,8 +250,8 @@ class TabularModel:
                              f"{', or strings where the model takes them' * bool(self.signature.categories)}") from None
 
     def encode(self, X) -> np.ndarray:
-        """Rows of numbers and strings, (n, n_features) objects, as float64: strings by their places."""
-        cells = np.asarray(X, object)
+        """Rows of numbers and strings, (n, n_features) objects or a data frame, as float64: strings by their places."""
+        cells = np.asarray(self._named_columns(X), object)
         if cells.ndim != 2 or cells.shape[1] != self.n_features:
             raise ModelError(f"expected rows of {self.n_features} features, found an array of shape {cells.shape}")
         rows = np.empty(cells.shape)
@@ -303,10 +325,16 @@ class TabularModel:
             if not all(np.isfinite(values[value]).all() for value in program.checked):
                 return False
             predictions[chunk] = values[program.prediction]
+            if self._labels is not None and not self._are_places(predictions[chunk]):
+                return False
             if probabilities.size:
                 run_steps(program.steps[program.n_prediction_steps:], values)
                 probabilities[chunk] = values[program.probabilities]
         return True
+
+    def _are_places(self, predictions: np.ndarray) -> bool:
+        """Whether all are places of labels: a file's program may end with any number."""
+        return bool(((predictions >= 0) & (predictions < len(self._labels))).all())
 
     def _no_score(self, rows: np.ndarray) -> ModelError:
         refused = np.isinf(rows) | (np.isnan(rows) & ~self.takes_missing_in)
@@ -316,9 +344,13 @@ class TabularModel:
         return ModelError("the inputs are too large: a score overflows")
 
     def _try_missing(self) -> np.ndarray:
-        """Where NaN in a row of ones leaves every checked value finite."""
+        """Where NaN in a row of ones leaves every checked value finite; of very many features, whether NaN in all does."""
         found = np.zeros(self.n_features, bool)
         steps, checked = self.program.steps[:self.program.n_prediction_steps], self.program.checked
+        if self.n_features * sum(self.program.widths) > MAX_TRIED_DOUBLES:
+            values = run_steps(steps, [np.full((1, self.n_features), np.nan)])
+            found[:] = all(np.isfinite(values[value]).all() for value in checked)
+            return found
         size = max(1, CHUNK_DOUBLES // sum(self.program.widths))
         for first in range(0, self.n_features, size):
             tried = np.arange(first, min(first + size, self.n_features))

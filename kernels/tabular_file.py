@@ -23,6 +23,7 @@ A program, written by `export.save`:
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from kernels.native import ACTIVATIONS
 from kernels.program import Builder, Program
 from kernels.row_ops import SOFTMAX, UNARY_CODES, runs_of
 from kernels.step import Step
-from kernels.tabular import Labels, Signature, TabularModel
+from kernels.tabular import Labels, Signature, TabularModel, is_unicode
 
 ARCHITECTURE = "tabular"
 HIDDEN_ACTIVATIONS = ("relu", "tanh", "logistic", "identity")
@@ -46,6 +47,8 @@ OUTPUTS = {("score", "identity"), ("classification", "logistic"), ("classificati
 INTEGERS = {"int8": 24, "uint8": 24, "int16": 25, "uint16": 25, "int32": 26, "int64": 27}  # name: GGUF type
 FLOATS = {F64, F32, gguf.F16, gguf.Q8_0}
 DTYPES = ("float64", "int64", "int32", "uint16", "uint8")  # of arrays in memory
+MAX_LENGTH = 1 << 40  # of an array; what is not empty fits its tensor
+MAX_WHOLE = 1 << 53   # up to here float64 has every integer
 BLOCKS = "blocks"  # in the place of a dtype: rows of a tensor type's blocks, as the file has them
 
 
@@ -156,12 +159,14 @@ def _read_dense(fields: _Fields) -> _Parts:
     task, last = fields.string("tabular.task"), activations[-1]
     if task not in ("score", "regression", "classification"):
         raise ModelError(f"expected score, regression or classification in tabular.task, found {task!r:.40}")
+    weights = [fields.tensor(f"dense.{i}.weight", (widths[i + 1], _padded(widths[i])), tuple(quants.CODECS))
+               for i in range(len(activations))]  # after this the file is as large as the widths say
     builder = Builder(widths[0])
     value, fill_values = _add_prepare(fields, builder)
     for i, activation in enumerate(activations):
         is_last = i + 1 == len(activations)
         applied = "identity" if is_last and task != "regression" else activation
-        value = _add_layer(fields, builder, value, i, widths[i], widths[i + 1], applied)
+        value = _add_layer(fields, builder, value, i, weights[i], widths[i], applied)
     if task != "classification" and widths[-1] != 1:
         raise ModelError(f"expected one output for tabular.task {task!r}, found {widths[-1]}")
     classes = None
@@ -225,11 +230,11 @@ def _add_prepare(fields: _Fields, builder: Builder) -> tuple[int, np.ndarray | N
                                                    "offset": offset, "scale": scale}), fill_values
 
 
-def _add_layer(fields: _Fields, builder: Builder, value: int, i: int, n_in: int, n_out: int, activation: str) -> int:
-    weight = fields.tensor(f"dense.{i}.weight", (n_out, _padded(n_in)), tuple(quants.CODECS))
+def _add_layer(fields: _Fields, builder: Builder, value: int, i: int, weight: Tensor, n_in: int,
+               activation: str) -> int:
     if not quants.all_finite(weight.data, weight.tensor_type):
         raise ModelError(f"expected finite numbers in {weight.name}")
-    bias = fields.vector(f"dense.{i}.bias", n_out, F32)
+    bias = fields.vector(f"dense.{i}.bias", weight.shape[0], F32)
     return add_dense(builder, value, weight.data, weight.tensor_type, bias, n_in, ACTIVATIONS.get(activation, 0))
 
 
@@ -251,7 +256,9 @@ def _padded(n: int) -> int:
 def _read_program(fields: _Fields) -> _Parts:
     try:
         content = json.loads(fields.string("tabular.program"), parse_constant=_refuse_constant)
-    except (json.JSONDecodeError, RecursionError):
+    except ModelError:
+        raise
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
         raise ModelError("expected JSON in tabular.program") from None
     content = _expect_type(content, dict, "tabular.program")
     steps = tuple(_read_step(fields, i, _expect_type(step, dict, f"step {i}"))
@@ -263,14 +270,16 @@ def _read_program(fields: _Fields) -> _Parts:
     classes = None
     if task == "classification":
         classes = fields.classes(_take(content, "n_classes", int))
-    takes_missing = np.zeros(n_features, bool)
-    missing = np.array(_integers(content, "takes_missing"), np.int64)
-    if missing.size and not 0 <= missing.min() <= missing.max() < n_features:
+    takes_missing, missing = np.zeros(n_features, bool), _integers(content, "takes_missing")
+    if not all(0 <= feature < n_features for feature in missing):
         raise ModelError("expected features that exist in takes_missing")
     takes_missing[missing] = True
     signature = Signature(n_features, fields.feature_names(n_features), classes, task,
                           _read_categories(content), _read_unknown(content))
-    return _Parts(_take(content, "model_type", str), signature, program, takes_missing)
+    model_type = _take(content, "model_type", str)
+    if not is_unicode(model_type):
+        raise ModelError("expected Unicode in model_type of tabular.program")
+    return _Parts(model_type, signature, program, takes_missing)
 
 
 def _refuse_constant(_: str):
@@ -293,7 +302,11 @@ def _integers(content: dict, name: str) -> list[int]:
 
 def _read_unknown(content: dict) -> float:
     unknown = content.get("unknown")
-    return float("nan") if unknown is None else float(_expect_type(unknown, int, "unknown of tabular.program"))
+    if unknown is None:
+        return float("nan")
+    if type(unknown) is not int or abs(unknown) > MAX_WHOLE:
+        raise ModelError("expected an integer in unknown of tabular.program")
+    return float(unknown)
 
 
 def _read_categories(content: dict) -> tuple[tuple[str, ...] | None, ...] | None:
@@ -308,8 +321,8 @@ def _read_categories(content: dict) -> tuple[tuple[str, ...] | None, ...] | None
 def _read_step(fields: _Fields, i: int, content: dict) -> Step:
     numbers = _take(content, "numbers", dict)
     for number in numbers.values():
-        if type(number) not in (int, float):
-            raise ModelError(f"step {i}: expected numbers")
+        if type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
+            raise ModelError(f"step {i}: expected finite numbers")
     arrays = {}
     for name, stored in _take(content, "arrays", dict).items():
         arrays[name] = _read_array(fields, f"step.{i}.{name}", _expect_type(stored, dict, f"arrays of step {i}"))
@@ -320,7 +333,7 @@ def _read_step(fields: _Fields, i: int, content: dict) -> Step:
 
 def _read_array(fields: _Fields, name: str, content: dict) -> np.ndarray:
     dtype, shape = _take(content, "dtype", str), tuple(_integers(content, "shape"))
-    if not shape or len(shape) > 2 or min(shape) < 0 or dtype not in (*DTYPES, BLOCKS):
+    if not 1 <= len(shape) <= 2 or min(shape) < 0 or max(shape) > MAX_LENGTH or dtype not in (*DTYPES, BLOCKS):
         raise ModelError(f"expected a dtype and a shape for {name}")
     if 0 in shape:
         return np.empty(shape, dtype if dtype != BLOCKS else np.uint8)
@@ -335,7 +348,7 @@ def _read_array(fields: _Fields, name: str, content: dict) -> np.ndarray:
             return values if values.flags.aligned else values.copy()
         values = quants.dequantize(tensor.data, tensor.tensor_type)[:, :shape[-1]].reshape(shape)
         return np.ascontiguousarray(values)
-    if stored not in INTEGERS:
+    if not isinstance(stored, str) or stored not in INTEGERS:
         raise ModelError(f"expected an integer type for {name}")
     integers = fields.tensor(name, shape, (INTEGERS[stored],)).data.reshape(-1).view(np.dtype(stored)).reshape(shape)
     limits = np.iinfo(dtype)

@@ -28,7 +28,10 @@ FOREST = np.dtype([
     ("column_bytes", np.int64),  # of eight rows
     ("n_eights", np.int64), ("eights", np.int64), ("n_categories", np.int64), ("categories", np.int64),
     ("n_trees", np.int64), ("trees", np.int64),
-    ("nodes", np.int64), ("places", np.int64), ("values", np.int64), ("base", np.int64),
+    ("nodes", np.int64), ("base", np.int64),
+    ("is_single", np.int64),  # 1: each tree has one output, and `leaves` its float64 of each node
+    ("leaves", np.int64),   # else (n_nodes) int64: where in `values` those of a leaf begin
+    ("values", np.int64),
     ("aggregate", np.int64), ("rounds_inputs", np.int64), ("rounds_sums", np.int64),
 ])
 # Eight numeric columns side by side, their edges filled up with infinities to the same power of two.
@@ -45,7 +48,7 @@ CATEGORIES = np.dtype([("feature", np.int64), ("rule", np.int64), ("n_found", np
 TREE = np.dtype([("root", np.int64), ("depth", np.int64), ("first_output", np.int64), ("width", np.int64)])
 EIGHT_BYTES, CATEGORIES_BYTES, TREE_BYTES = EIGHT.itemsize, CATEGORIES.itemsize, TREE.itemsize
 COLUMN = 16  # bytes of a column of eight rows
-LONG_WALK = 16  # deeper trees are looked at every so many levels: perhaps all walks have arrived
+ROW_LEVELS, TREE_LEVELS = 16, 4  # after so many levels it is looked whether all walks have arrived
 RANK_MASK, COLUMN_MASK = 0xFFFF, 0xFFFFFF
 
 
@@ -152,8 +155,8 @@ def _step(nodes, node, columns):
 
 @inner
 def _leaf_value(forest, node):
-    """The first value of a leaf."""
-    return load(forest.values + load_i64(forest.places + node * 8) * 8)
+    """The one value of a leaf, where trees have one output."""
+    return load(forest.leaves + node * 8)
 
 
 @inner
@@ -167,10 +170,9 @@ def _add_one(forest, node, out):
 def _add_leaf(forest, tree, node, out):
     """Add the values of a leaf of a tree to one row's outputs."""
     out += tree.first_output * 8
-    if tree.width == 1 and forest.aggregate == SUM:
-        _add_one(forest, node, out)
-        return
-    values = forest.values + load_i64(forest.places + node * 8) * 8
+    values = forest.leaves + node * 8
+    if not forest.is_single:
+        values = forest.values + load_i64(values) * 8
     for k in range(0, tree.width * 8, 8):
         value, before = load(values + k), load(out + k)
         if forest.aggregate == MIN:
@@ -183,11 +185,11 @@ def _add_leaf(forest, tree, node, out):
 
 
 @inner
-def _walk(nodes, columns, lane, depth, a, b, c, d, e, f, g, h):
+def _walk(nodes, columns, lane, levels, depth, a, b, c, d, e, f, g, h):
     """Eight walks of at most `depth` steps from the nodes a … h → the leaves; each one's columns are `lane` on."""
     while depth > 0:
         before = a + b + c + d + e + f + g + h  # it only grows, until all have arrived
-        for _ in range(min(depth, LONG_WALK)):
+        for _ in range(min(depth, levels)):
             a = _step(nodes, a, columns)
             b = _step(nodes, b, columns + lane)
             c = _step(nodes, c, columns + 2 * lane)
@@ -196,7 +198,7 @@ def _walk(nodes, columns, lane, depth, a, b, c, d, e, f, g, h):
             f = _step(nodes, f, columns + 5 * lane)
             g = _step(nodes, g, columns + 6 * lane)
             h = _step(nodes, h, columns + 7 * lane)
-        depth -= LONG_WALK
+        depth -= levels
         if a + b + c + d + e + f + g + h == before:
             break
     return a, b, c, d, e, f, g, h
@@ -206,8 +208,9 @@ def _walk(nodes, columns, lane, depth, a, b, c, d, e, f, g, h):
 def _walk_rows(forest, tree, columns, out):
     """Eight rows through one tree."""
     root, size = tree.root, forest.n_outputs * 8
-    a, b, c, d, e, f, g, h = _walk(forest.nodes, columns, 2, tree.depth, root, root, root, root, root, root, root, root)
-    if tree.width == 1 and forest.aggregate == SUM:
+    a, b, c, d, e, f, g, h = _walk(forest.nodes, columns, 2, ROW_LEVELS, tree.depth,
+                                   root, root, root, root, root, root, root, root)
+    if forest.is_single and forest.aggregate == SUM:
         out += tree.first_output * 8
         _add_one(forest, a, out)
         _add_one(forest, b, out + size)
@@ -240,9 +243,9 @@ def _walk_trees(forest, t, columns, out):
     te, tf, tg, th = _tree(forest, t + 4), _tree(forest, t + 5), _tree(forest, t + 6), _tree(forest, t + 7)
     depth = max(max(max(ta.depth, tb.depth), max(tc.depth, td.depth)),
                 max(max(te.depth, tf.depth), max(tg.depth, th.depth)))
-    a, b, c, d, e, f, g, h = _walk(forest.nodes, columns, 0, depth, ta.root, tb.root, tc.root, td.root, te.root, tf.root,
-                                   tg.root, th.root)
-    if forest.n_outputs == 1 and forest.aggregate == SUM and not forest.rounds_sums:
+    a, b, c, d, e, f, g, h = _walk(forest.nodes, columns, 0, TREE_LEVELS, depth, ta.root, tb.root, tc.root, td.root,
+                                   te.root, tf.root, tg.root, th.root)
+    if forest.is_single and forest.n_outputs == 1 and forest.aggregate == SUM and not forest.rounds_sums:
         total = load(out) + _leaf_value(forest, a)
         total = total + _leaf_value(forest, b) + _leaf_value(forest, c) + _leaf_value(forest, d)
         total = total + _leaf_value(forest, e) + _leaf_value(forest, f) + _leaf_value(forest, g)
@@ -335,17 +338,18 @@ def state_of(step: Step, widths: list[int], number: int, scratch: int) -> tuple[
                                               arrays["output_width"]), strict=True):
         tree_records[name] = array
     n_columns = -(-(int(place_of.max(initial=0)) + 1) // 8) * 8
-    place = np.ascontiguousarray(forest.place)
     values, base = arrays["values"], arrays["base"]
     if step.numbers["rounds_sums"]:
         values, base = (array.astype(np.float32).astype(np.float64) for array in (values, base))
+    is_single = bool((arrays["output_width"] == 1).all())
+    leaves = values[np.minimum(forest.place, len(values) - 1)] if is_single else forest.place
     state = np.zeros(1, FOREST)
     state[0] = (step.inputs[0], widths[0], number, step.width, scratch, n_columns * COLUMN,
                 len(eights), eights.ctypes.data, len(categories), categories.ctypes.data,
-                len(tree_records), tree_records.ctypes.data, nodes.ctypes.data,
-                place.ctypes.data, values.ctypes.data, base.ctypes.data,
+                len(tree_records), tree_records.ctypes.data, nodes.ctypes.data, base.ctypes.data,
+                is_single, leaves.ctypes.data, values.ctypes.data,
                 int(step.numbers["aggregate"]), int(step.numbers["rounds_inputs"]), int(step.numbers["rounds_sums"]))
-    owners = (eights, categories, owned, tree_records, nodes, place, values, base, arrays)
+    owners = (eights, categories, owned, tree_records, nodes, leaves, values, base, arrays)
     return state.view(np.uint8), owners, n_columns * COLUMN // 8
 
 

@@ -24,6 +24,7 @@ CATEGORY = 8
 RULES = {source.NAN_RIGHT, NAN_LEFT, NAN_IS_ZERO, ZERO_RIGHT, ZERO_LEFT,
          CATEGORY + source.EXACT, CATEGORY + source.TRUNCATED, CATEGORY + source.TRUNCATED_POSITIVE}
 FEATURE, RULE, N_EDGES, N_COLUMNS = range(4)
+ARRAYS = "specs edges tables node_columns node_ranks tree_sizes first_output output_width values base cover"
 
 MAX_EDGES = 65_534          # a column is 16 bits: 0 … n_edges, and a leaf's rank, which no column exceeds, is LEAF
 LEAF = 65_535
@@ -158,7 +159,8 @@ def check(step: Step, widths: list[int]) -> None:
     take_number(step, "aggregate", SUM, MAX)
     take_number(step, "rounds_inputs", 0, 1)
     take_number(step, "rounds_sums", 0, 1)
-    n_columns = _check_specs(step, widths[0])
+    n_ranks = _check_specs(step, widths[0])
+    n_columns = len(n_ranks)
     sizes = take_array(step, "tree_sizes", np.int64, (None,))
     node_columns = take_array(step, "node_columns", np.int32, (None,))
     node_ranks = take_array(step, "node_ranks", np.uint16, node_columns.shape)
@@ -167,7 +169,8 @@ def check(step: Step, widths: list[int]) -> None:
             f"trees of {n_nodes} nodes in all")
     inner = node_columns >= 0
     _expect((node_columns >= -1).all() and (node_columns < n_columns).all(), f"columns from 0 to {n_columns - 1}")
-    _expect((node_ranks[~inner] == LEAF).all() and (node_ranks[inner] < LEAF).all(), "a rank for each inner node")
+    _expect((node_ranks[~inner] == LEAF).all() and (node_ranks[inner] < n_ranks[node_columns[inner]]).all(),
+            "a rank among its column's edges for each inner node")
     _check_trees(inner, sizes)
     first = take_array(step, "first_output", np.int64, (n_trees,))
     width = take_array(step, "output_width", np.int64, (n_trees,))
@@ -182,8 +185,8 @@ def check(step: Step, widths: list[int]) -> None:
         _expect(bool(np.isfinite(cover).all() and (cover >= 0).all()), "covers that are not negative")
 
 
-def _check_specs(step: Step, n_features: int) -> int:
-    """→ the number of columns."""
+def _check_specs(step: Step, n_features: int) -> np.ndarray:
+    """→ (n_columns) int64: how many ranks a node may have in each column."""
     specs = take_array(step, "specs", np.int64, (None, 4))
     edges = take_array(step, "edges", np.float64, (None,))
     tables = take_array(step, "tables", np.uint8, (None,))
@@ -203,7 +206,7 @@ def _check_specs(step: Step, n_features: int) -> int:
     rising[1:] = edges[1:] > edges[:-1]
     rising[starts[n_edges > 0]] = True
     _expect(not np.isnan(edges).any() and bool(rising.all()), "edges in ascending order")
-    return int(n_columns.sum())
+    return np.repeat(np.where(is_category, 1, n_edges), n_columns)
 
 
 def _check_trees(inner: np.ndarray, sizes: np.ndarray) -> None:
@@ -249,14 +252,15 @@ def forest_of(step: Step) -> Forest:
 def _depths(n_inner: np.ndarray, roots: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Levels below the root of each tree; n_inner[i]: inner nodes before node i."""
     depths, end = np.zeros(len(roots), np.int64), np.ones(len(roots), np.int64)  # end of a level, from the root
-    while True:
-        deeper = end < sizes  # the children of the nodes before `end` are those up to the end of the next level
-        if not deeper.any():
+    trees = np.arange(len(roots))
+    for depth in range(MAX_DEPTH + 1):
+        deeper = end < sizes[trees]  # the children of the nodes before `end` are those up to the end of the next level
+        trees, end = trees[deeper], end[deeper]
+        if not len(trees):
             return depths
-        depths += deeper
-        if depths.max() > MAX_DEPTH:
-            raise ModelError(f"expected trees of at most {MAX_DEPTH} levels")
-        end = 1 + 2 * (n_inner[roots + end] - n_inner[roots])
+        depths[trees] = depth + 1
+        end = 1 + 2 * (n_inner[roots[trees] + end] - n_inner[roots[trees]])
+    raise ModelError(f"expected trees of at most {MAX_DEPTH} levels")
 
 
 # ---- in numpy ----------------------------------------------------------------------------------------------
@@ -360,12 +364,15 @@ def with_fewer_edges(step: Step, most: int) -> Step:
     first_edge, first_column = np.cumsum(specs[:, N_EDGES]) - specs[:, N_EDGES], np.cumsum(specs[:, N_COLUMNS])
     edges = np.split(arrays["edges"], first_edge[1:])
     by_column = np.argsort(columns, kind="stable")
-    bounds = np.searchsorted(columns[by_column], np.arange(int(first_column[-1]) + 1))
+    bounds = np.searchsorted(columns[by_column], np.arange(int(specs[:, N_COLUMNS].sum()) + 1))
     for i, (rule, n_edges) in enumerate(specs[:, [RULE, N_EDGES]].tolist()):
         if rule >= CATEGORY or n_edges <= most:
             continue
         column = int(first_column[i]) - 1
         nodes = by_column[bounds[column]:bounds[column + 1]]
+        if not len(nodes):  # any will do
+            edges[i], specs[i, N_EDGES] = edges[i][:most], most
+            continue
         share = np.linspace(0, len(nodes) - 1, most).astype(np.int64)
         kept = np.unique(np.sort(ranks[nodes])[share])
         nearest = _nearest(edges[i][kept], edges[i])
@@ -378,7 +385,9 @@ def _nearest(kept: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """For each edge the place of the nearest one kept."""
     above = np.searchsorted(kept, edges).clip(1, len(kept) - 1) if len(kept) > 1 else np.zeros(len(edges), np.int64)
     below = np.maximum(above - 1, 0)
-    return np.where(edges - kept[below] <= kept[above] - edges, below, above)
+    with np.errstate(invalid="ignore", over="ignore"):  # ∞ − ∞; farther apart than float64 reaches
+        is_nearer = edges - kept[below] <= kept[above] - edges
+    return np.where(is_nearer | (edges == kept[below]), below, above)
 
 
 # ---- in files ----------------------------------------------------------------------------------------------

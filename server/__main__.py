@@ -69,6 +69,9 @@ def parser() -> Parser:
                    help="let pages of this origin (or *) call the server from a browser")
     p.add_argument("--log-format", choices=("text", "json"), default="text")
     p.add_argument("--no-native", action="store_true", help="serve everything in Python, without compiled code")
+    p.add_argument("--engine", choices=("testigo", "onnxruntime"), default="testigo",
+                   help="onnxruntime runs ONNX models of operators that the native kernels lack, without the native hot"
+                        " path (default: %(default)s)")
     p.add_argument("--sandbox", type=Path, nargs="?", const=sandbox.DEFAULT_PROFILE, metavar="PROFILE",
                    help="once started, refuse this process all system calls but those of an OCI seccomp profile"
                         " (default: what serving needs; no new connections, processes or open files); name MODELs"
@@ -142,6 +145,7 @@ def serve(options: argparse.Namespace) -> None:
     stop = stop_on_signals()
     markers.phase("warmup")
     listener.prepare(application.access_log.message)
+    application.models.prepare_explanations()
     allocator.settle()
     if not stop.is_set():
         run(listener, stop, options, close_sandbox)
@@ -179,7 +183,7 @@ def build_application(options: argparse.Namespace, native: bool) -> "Application
 
     keys = read_keys(options.api_key_file)
     try:
-        served = models.load(options.models, native)
+        served = models.load(options.models, native, options.engine)
     except (ModelError, OSError) as error:
         fail(BAD_FILE, str(error) if isinstance(error, ModelError) else f"{error.filename}: {error.strerror}")
     allowed = options.allowed_hosts

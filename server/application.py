@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from urllib.parse import unquote
 
-from server import openapi, predict_api
+from server import explain_api, openapi, predict_api
 from server.access_log import AccessLog
 from server.connection import Request, Response
 from server.errors import ApiError
@@ -150,6 +150,11 @@ def predict(app: Application, request: Request, argument: str) -> Response:
     return Response(200, body, rows=rows, model=model.name)
 
 
+def explain(app: Application, request: Request, argument: str) -> Response:
+    model, body = explain_api.explain(app.models, request.body)
+    return Response(200, body, model=model.name)
+
+
 def metrics(app: Application, request: Request, argument: str) -> Response:
     if "application/json" in request.head.headers.get("accept", ""):
         return json_response(app.metrics.as_json())
@@ -176,6 +181,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models": {"GET": list_models},
     "/v1/models/{id}": {"GET": one_model},
     "/v1/predict": {"POST": predict},
+    "/v1/explain": {"POST": explain},
 }
 MODEL_PREFIX = "/v1/models/"
 

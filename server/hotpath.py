@@ -14,8 +14,8 @@ from kernels.compiled import cfunc, inner
 from server.doubles import format_double, format_int, parse_double
 from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
 from server.layout import (
-    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, LATENCY_NS, LOG_LINE, LOG_ROWS, LOGGED, MAX_LINES,
-    MAX_REQUEST_ID_BYTES, MODEL, REQUESTS, SHARED, SPAN, WORK,
+    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, FEATURE, HEAD_ROOM, LATENCY_NS, LOG_LINE, LOG_ROWS, LOGGED,
+    MAX_LINES, MAX_REQUEST_ID_BYTES, MODEL, NUMBER_ROOM, REQUESTS, SHARED, SPAN, WORD, WORK,
 )
 from server.libc import CLOCK_MONOTONIC, caller_of, memmove, now_ns, view_of
 
@@ -54,7 +54,8 @@ OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = (np.uint8(ord(c)) for c in "[]{}")
 
 bytes_of, int64s_of, doubles_of = view_of(np.uint8), view_of(np.int64), view_of(np.float64)
 spans_of, models_of, logged_of = view_of(SPAN), view_of(MODEL), view_of(LOG_LINE)
-call_predict = caller_of(types.int32, *[types.intp] * 6)  # kernels.tabular.NativeModel
+features_of, words_of = view_of(FEATURE), view_of(WORD)
+call_predict = caller_of(types.int32, *[types.intp] * 6)  # kernels.native
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -317,50 +318,185 @@ def read_string(buf, at, end):
 
 
 @inner
-def read_row(buf, at, end, rows, n, takes_missing):
-    """Numbers up to the row's `]` into rows[n:] → (place after it, new n), or -1 for what is not plain numbers."""
-    while True:
-        value, after = parse_double(buf, at, end)
-        if after < 0:
-            if not takes_missing or not equals(buf, at, min(at + NULL.size, end), NULL):
-                return -1, n
-            value, after = np.nan, at + NULL.size
-        if n >= rows.size:
-            return -1, n
-        rows[n] = value
-        n += 1
-        at = skip_space(buf, after, end)
-        if at >= end:
-            return -1, n
-        if buf[at] == SHUT:
-            return at + 1, n
-        if buf[at] != COMMA:
-            return -1, n
-        at = skip_space(buf, at + 1, end)
+def find_quote(buf, at, end):
+    """The closing quote of the string whose first byte is buf[at] → (place or -1, whether it has escapes)."""
+    escaped = False
+    while at < end and buf[at] != QUOTE:
+        if buf[at] < SPACE:
+            return -1, False
+        if buf[at] == BACKSLASH:
+            escaped = True
+            at += 1
+        at += 1
+    return (at if at < end else -1), escaped
 
 
 @inner
-def read_rows(buf, at, end, rows, takes_missing):
-    """`[[…], […]]` → (place after it, number of rows, their width), or -1s for anything else."""
+def is_utf8(buf, at, end):
+    """Whether these bytes are UTF-8 (RFC 3629, section 4), as Python decodes it."""
+    while at < end:
+        first = buf[at]
+        if first < 0x80:
+            at += 1
+            continue
+        n_more = 1 if first < 0xE0 else 2 if first < 0xF0 else 3
+        if first < 0xC2 or first > 0xF4 or at + n_more >= end:
+            return False
+        second = buf[at + 1]  # others than these would be too long a form, a surrogate, or above U+10FFFF
+        if second < (0xA0 if first == 0xE0 else 0x90 if first == 0xF0 else 0x80):
+            return False
+        if second > (0x9F if first == 0xED else 0x8F if first == 0xF4 else 0xBF):
+            return False
+        for i in range(at + 2, at + 1 + n_more):
+            if buf[i] < 0x80 or buf[i] > 0xBF:
+                return False
+        at += 1 + n_more
+    return True
+
+
+@inner
+def find_word(shared, first, n_words, buf, at, end):
+    """The index in `words` of the string buf[at:end], its quotes included, among the n_words from `first` on; or -1."""
+    words, text, length = words_of(shared.words), bytes_of(shared.text), end - at
+    low, high = first, first + n_words
+    while low < high:
+        middle = (low + high) >> 1
+        span = words[middle].text
+        difference, i = length - span.length, 0
+        while difference == 0 and i < length:
+            difference = np.intp(buf[at + i]) - np.intp(text[span.at + i])
+            i += 1
+        if difference == 0:
+            return middle
+        if difference < 0:
+            high = middle
+        else:
+            low = middle + 1
+    return -1
+
+
+@inner
+def read_name(shared, work, model, k, at, end):
+    """The name and the colon of the k-th member of a row → (the feature, the place after them); -1s for others.
+
+    Objects of one client have one order: the name that stood here in the last row is tried first.
+    """
+    buf, text, order = bytes_of(work.received), bytes_of(shared.text), int64s_of(work.order)
+    words, place = words_of(shared.words), model.first_feature + k
+    word, after = order[place], -1
+    if model.first_name <= word < model.first_name + model.n_names:
+        span = words[word].text
+        after = at + span.length
+        if after > end or not equals(buf, at, after, text[span.at:span.at + span.length]):
+            after = -1
+    if after < 0:
+        if at >= end or buf[at] != QUOTE:
+            return -1, -1
+        close, _ = find_quote(buf, at + 1, end)
+        if close < 0:
+            return -1, -1
+        after = close + 1
+        word = find_word(shared, model.first_name, model.n_names, buf, at, after)
+        if word < 0:
+            return -1, -1
+        order[place] = word
+    return words[word].place, expect(buf, after, end, COLON)
+
+
+@inner
+def read_category(shared, model, feature, buf, at, end, rows, n):
+    """A string's place among the feature's categories, or what stands for others, into rows[n + feature].
+
+    As `read_numbers` otherwise. Escapes are those of the one way in which Python's `json` writes a category; others
+    are for Python to read.
+    """
+    if at >= end or buf[at] != QUOTE:
+        if not model.takes_missing or not equals(buf, at, min(at + NULL.size, end), NULL):
+            return -1
+        rows[n + feature] = np.nan
+        return skip_space(buf, at + NULL.size, end)
+    close, escaped = find_quote(buf, at + 1, end)
+    if close < 0:
+        return -1
+    words = features_of(shared.features)[model.first_feature + feature]
+    word = find_word(shared, words.first_word, words.n_words, buf, at, close + 1)
+    if word < 0 and (escaped or not is_utf8(buf, at, close)):
+        return -1
+    rows[n + feature] = model.unknown if word < 0 else float(words_of(shared.words)[word].place)
+    return skip_space(buf, close + 1, end)
+
+
+@inner
+def read_numbers(buf, at, end, rows, first, last, takes_missing):
+    """Numbers, or nulls, with commas between them into rows[first:last] → the place of what follows, or negative."""
+    for i in range(first, last):
+        if i > first:
+            if at >= end or buf[at] != COMMA:
+                return -1
+            at = skip_space(buf, at + 1, end)
+        value, after = parse_double(buf, at, end)
+        if after < 0:
+            if not takes_missing or not equals(buf, at, min(at + NULL.size, end), NULL):
+                return -1
+            value, after = np.nan, at + NULL.size
+        rows[i] = value
+        at = skip_space(buf, after, end)
+    return at
+
+
+@inner
+def read_values(shared, work, model, n, at, end, are_objects):
+    """As `read_numbers`, where a row is an object, or a feature has categories."""
+    buf, rows, seen = bytes_of(work.received), doubles_of(work.rows), int64s_of(work.seen)
+    work.n_rows += 1
+    for k in range(model.n_features):
+        feature = np.int64(k)
+        if k:
+            if at >= end or buf[at] != COMMA:
+                return -1
+            at = skip_space(buf, at + 1, end)
+        if are_objects:
+            feature, at = read_name(shared, work, model, k, at, end)
+            if at < 0 or seen[feature] == work.n_rows:
+                return -1
+            seen[feature] = work.n_rows
+        if features_of(shared.features)[model.first_feature + feature].takes_strings:
+            at = read_category(shared, model, feature, buf, at, end, rows, n)
+        else:
+            at = read_numbers(buf, at, end, rows, n + feature, n + feature + 1, model.takes_missing)
+        if at < 0:
+            return -1
+    return at
+
+
+@inner
+def read_rows(shared, work, model, at, end):
+    """`[[…], […]]` or `[{…}, {…}]` → (place after it, number of rows), or -1s for anything else."""
+    buf = bytes_of(work.received)
     at = expect(buf, at, end, OPEN)
-    if at < 0:
-        return -1, -1, -1
-    n = n_rows = width = np.intp(0)
+    if at < 0 or at >= end or not model.predict:
+        return -1, -1
+    rows, are_objects, n, n_rows = doubles_of(work.rows), buf[at] == OPEN_OBJECT, np.intp(0), np.intp(0)
+    if are_objects and not model.n_names:
+        return -1, -1
     while True:
-        row_at = expect(buf, at, end, OPEN)
-        if row_at < 0:
-            return -1, -1, -1
-        at, after = read_row(buf, row_at, end, rows, n, takes_missing)
-        if at < 0 or (n_rows > 0 and after - n != width):
-            return -1, -1, -1
-        width, n, n_rows = after - n, after, n_rows + 1
-        at = skip_space(buf, at, end)
+        at = expect(buf, at, end, OPEN_OBJECT if are_objects else OPEN)
+        if at < 0 or n + model.n_features > rows.size:
+            return -1, -1
+        if are_objects or model.takes_strings:
+            at = read_values(shared, work, model, n, at, end, are_objects)
+        else:
+            at = read_numbers(buf, at, end, rows, n, n + model.n_features, model.takes_missing)
+        if at < 0 or at >= end or buf[at] != (SHUT_OBJECT if are_objects else SHUT):
+            return -1, -1
+        n, n_rows = n + model.n_features, n_rows + 1
+        at = skip_space(buf, at + 1, end)
         if at >= end:
-            return -1, -1, -1
+            return -1, -1
         if buf[at] == SHUT:
-            return at + 1, n_rows, width
+            return at + 1, n_rows
         if buf[at] != COMMA:
-            return -1, -1, -1
+            return -1, -1
         at += 1
 
 
@@ -372,6 +508,47 @@ def find_model(shared, buf, at, end):
         if equals(buf, at, end, text[span.at:span.at + span.length]):
             return i
     return -1
+
+
+@inner
+def skip_value(buf, at, end):
+    """The place after the list, object or string at `at`, whatever is in it; or -1."""
+    depth = 0
+    while at < end:
+        byte = buf[at]
+        if byte == QUOTE:
+            at, _ = find_quote(buf, at + 1, end)
+            if at < 0:
+                return -1
+        elif byte == OPEN or byte == OPEN_OBJECT:
+            depth += 1
+        elif byte == SHUT or byte == SHUT_OBJECT:
+            depth -= 1
+        at += 1
+        if depth <= 0:
+            return at
+    return -1
+
+
+@inner
+def look_ahead(shared, buf, at, end):
+    """Which model the members after the inputs at `at` name → its index, or -1; what else is wrong, others will see."""
+    while True:
+        at = skip_value(buf, at, end)
+        if at < 0:
+            return -1
+        at = expect(buf, at, end, COMMA)
+        if at < 0:
+            return 0
+        key_at, key_end = read_string(buf, at, end)
+        if key_at < 0:
+            return -1
+        at = expect(buf, key_end + 1, end, COLON)
+        if at < 0:
+            return -1
+        if equals(buf, key_at, key_end, MODEL_NAME):
+            name_at, name_end = read_string(buf, at, end)
+            return find_model(shared, buf, name_at, name_end) if name_at >= 0 else -1
 
 
 @inner
@@ -400,10 +577,9 @@ def read_parameters(buf, at, end):
 @inner
 def read_body(shared, work, at, end):
     """The request object → (number of rows or -1, model index, whether probabilities are wanted)."""
-    buf, rows, models = bytes_of(work.received), doubles_of(work.rows), models_of(shared.models)
-    model, n_rows, width, wanted = -1, -1, 0, False
-    seen_parameters = False
-    any_missing = models.size == 1 and models[0].takes_missing != 0
+    buf, models = bytes_of(work.received), models_of(shared.models)
+    model, n_rows, wanted = 0 if models.size == 1 else -1, -1, False
+    seen_model = seen_parameters = False
     at = expect(buf, at, end, OPEN_OBJECT)
     while True:
         if at < 0:
@@ -415,19 +591,23 @@ def read_body(shared, work, at, end):
         if at < 0:
             return -1, 0, False
         if equals(buf, key_at, key_end, INPUTS) and n_rows < 0:
-            takes_missing = any_missing if model < 0 else models[model].takes_missing != 0
-            at, n_rows, width = read_rows(buf, at, end, rows, takes_missing)
+            if model < 0:
+                model = look_ahead(shared, buf, at, end)
+                if model < 0:
+                    return -1, 0, False
+            at, n_rows = read_rows(shared, work, models[model], at, end)
         elif equals(buf, key_at, key_end, PARAMETERS) and not seen_parameters:
             seen_parameters = True
             at, wanted = read_parameters(buf, at, end)
-        elif equals(buf, key_at, key_end, MODEL_NAME) and model < 0:
+        elif equals(buf, key_at, key_end, MODEL_NAME) and not seen_model:
+            seen_model = True
             name_at, name_end = read_string(buf, at, end)
             if name_at < 0:
                 return -1, 0, False
-            model = find_model(shared, buf, name_at, name_end)
-            if model < 0:
+            found = find_model(shared, buf, name_at, name_end)
+            if found < 0 or (n_rows >= 0 and found != model):
                 return -1, 0, False
-            at = name_end + 1
+            model, at = found, name_end + 1
         else:
             return -1, 0, False
         if at < 0:
@@ -440,10 +620,7 @@ def read_body(shared, work, at, end):
         if buf[at] != COMMA:
             return -1, 0, False
         at = skip_space(buf, at + 1, end)
-    model = max(model, 0)
-    if skip_space(buf, at + 1, end) != end or n_rows < 0 or width != models[model].n_features:
-        return -1, 0, False
-    if wanted and not models[model].n_classes:
+    if skip_space(buf, at + 1, end) != end or n_rows < 0 or (wanted and not models[model].n_classes):
         return -1, 0, False
     return n_rows, model, wanted
 
@@ -460,6 +637,8 @@ def put_date(shared, out, at):
 
 @inner
 def write_predictions(shared, model, out, at, predictions, n_rows):
+    if model.n_outputs > 1:
+        return write_lists(out, at, predictions, n_rows, model.n_outputs)
     labels, text = spans_of(shared.labels), bytes_of(shared.text)
     for i in range(n_rows):
         if i:
@@ -473,18 +652,18 @@ def write_predictions(shared, model, out, at, predictions, n_rows):
 
 
 @inner
-def write_probabilities(out, at, probabilities, n_rows, n_classes):
+def write_lists(out, at, numbers, n_rows, width):
     for i in range(n_rows):
         if i:
             out[at], out[at + 1] = COMMA, SPACE
             at += 2
         out[at] = OPEN
         at += 1
-        for j in range(n_classes):
+        for j in range(width):
             if j:
                 out[at], out[at + 1] = COMMA, SPACE
                 at += 2
-            at = format_double(probabilities[i * n_classes + j], out, at)
+            at = format_double(numbers[i * width + j], out, at)
         out[at] = SHUT
         at += 1
     return at
@@ -549,11 +728,23 @@ def answer(shared, work, at, end, out_at):
     if n_rows < 0:
         return SLOW
     model = models_of(shared.models)[m]
+    if not has_room(shared, work, model, n_rows, wanted, out_at):
+        return SLOW
     if call_predict(model.predict, (model.state, work.rows.at, n_rows, work.predictions.at,
                                     work.probabilities.at if wanted else 0, work.scratch.at)):
         return SLOW
     result[1] = write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns)
     return ANSWERED
+
+
+@inner
+def has_room(shared, work, model, n_rows, wanted, out_at):
+    """Whether the buffers take the answer to so many rows at response[out_at:], however long its numbers are."""
+    columns = model.n_classes if wanted else 0
+    row = model.prediction_room + NUMBER_ROOM * columns + 4
+    around = HEAD_ROOM + shared.cors_lines.length + model.tail.length
+    return (n_rows * model.n_outputs < work.predictions.length and n_rows * columns < work.probabilities.length
+            and out_at + around + n_rows * row <= work.response.length)
 
 
 @inner
@@ -566,8 +757,7 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
         guess += RESPONSE_ID.size + work.request_id.length
     o = write_predictions(shared, model, out, put(out, guess, PREDICTIONS), doubles_of(work.predictions), n_rows)
     if wanted:
-        o = write_probabilities(out, put(out, o, PROBABILITIES), doubles_of(work.probabilities), n_rows,
-                                model.n_classes)
+        o = write_lists(out, put(out, o, PROBABILITIES), doubles_of(work.probabilities), n_rows, model.n_classes)
     latency_ns = now_ns(CLOCK_MONOTONIC, work.clock) - start_ns
     o = put_span(out, o, bytes_of(shared.text), model.tail)
     o = format_double(latency_ns // 100 / 1e4, out, o)

@@ -5,6 +5,7 @@ row of `counts` only by its own thread; `gauges` only through `libc.atomic_add`;
 while native threads run, but for `draining`, which goes from 0 to 1 once, and `dates` (see `Shared.set_date`).
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,20 @@ LOOP = np.dtype([("epoll", np.int32), ("wake", np.int32),  # wake: eventfd that 
 
 MODEL = np.dtype([
     ("name", SPAN), ("tail", SPAN),  # tail: the response's text between the predictions and the latency
-    ("predict", np.int64), ("state", np.int64),  # addresses: kernels.tabular.NativeModel
-    ("n_features", np.int64), ("n_classes", np.int64), ("takes_missing", np.int32),
+    ("predict", np.int64), ("state", np.int64),  # addresses: kernels.native.NativeModel; 0 = only Python can
+    ("n_features", np.int64), ("n_outputs", np.int64), ("n_classes", np.int64),
+    ("takes_missing", np.int32), ("takes_strings", np.int32),
     ("first_label", np.int64), ("n_labels", np.int64),  # rows of `labels`; 0 labels = predictions are numbers
+    ("prediction_room", np.int64),  # response bytes for a row's prediction and the comma
+    ("first_feature", np.int64),  # row of `features` and of a thread's `order`
+    ("first_name", np.int64), ("n_names", np.int64),  # rows of `words`; 0 names = rows are no objects
+    ("unknown", np.float64),  # what stands for a string that is none of a feature's `words`
 ])
+
+# A string as JSON has it, the quotes included, and what it stands for: which feature, or which category.
+WORD = np.dtype([("text", SPAN), ("place", np.int64)])
+
+FEATURE = np.dtype([("takes_strings", np.int32), ("first_word", np.int64), ("n_words", np.int64)])
 
 # A whole response for what no thread of Python sees; its Date is filled in where it says.
 REFUSAL = np.dtype([("text", SPAN), ("date_at", np.int64)])
@@ -78,18 +89,22 @@ SHARED = np.dtype([
     ("linger_ns", np.int64),  # how long a refused client has to take its answer
     ("cors_lines", SPAN),  # in text: header lines of every answer, each after a CRLF
     ("connections", SPAN), ("loops", SPAN), ("gauges", SPAN), ("counts", SPAN), ("predictions", SPAN),
-    ("models", SPAN), ("labels", SPAN), ("hosts", SPAN), ("keys", SPAN),
+    ("models", SPAN), ("labels", SPAN), ("features", SPAN), ("words", SPAN), ("hosts", SPAN), ("keys", SPAN),
     ("text", SPAN), ("refusals", SPAN), ("transitions", SPAN), ("dates", SPAN), ("logged", SPAN),
 ])
 
-# One thread's own: buffers, sized so that a request that fits `received` fits all the others; and small things.
+# One thread's own: buffers, and small things. A request that fits `received` fits `rows`; that it fits those of the
+# answer is asked before anything is computed.
 WORK = np.dtype([
     ("received", SPAN), ("response", SPAN),  # uint8
     ("rows", SPAN),  # float64: the inputs, row after row
     ("predictions", SPAN), ("probabilities", SPAN), ("scratch", SPAN),  # float64; the last is the kernel's own
+    ("order", SPAN),  # int64, (features of all models): which name stood in each place of the last row of objects
+    ("seen", SPAN),  # int64, (features of one model): the last row that had the feature, by `n_rows`
     ("lines", SPAN),  # int64: where the head's field lines start
     ("events", SPAN),  # int32: struct epoll_event
     ("thread", np.int64),  # row of `counts` and `predictions`, and which LOG_ROWS of `logged`
+    ("n_rows", np.int64),  # rows of objects read so far, of all requests
     ("request_id", SPAN),  # in received; of length 0 where the request has none
     ("clock", np.int64, (2,)),  # struct timespec
     ("interest", np.int32, (4,)),  # one struct epoll_event
@@ -119,6 +134,8 @@ class Shared(Packed):
     predictions: np.ndarray  # (n_threads, n_models) int64: rows predicted
     models: np.ndarray  # (n_models,) MODEL
     labels: np.ndarray  # (n_labels,) SPAN in text
+    features: np.ndarray  # (features of all models,) FEATURE
+    words: np.ndarray  # (n_words,) WORD; each model's names, each feature's categories by length, then bytes
     hosts: np.ndarray  # (n_hosts,) SPAN in text: lower-case names that a Host may give
     keys: np.ndarray  # (n_keys,) SPAN in text: API keys; none = no authorization
     text: np.ndarray  # (n,) uint8
@@ -139,22 +156,23 @@ class Work(Packed):
     response: np.ndarray
     result: np.ndarray  # (4,) int64: a view of the record's field
 
-    def __init__(self, shared: Shared, thread: int, received_bytes: int, scratch_doubles: int, longest_text: int):
-        """Buffers for requests of up to `received_bytes`; pages that are not touched cost no memory.
-
-        `longest_text` is the length of the longest label or response tail among the models.
-        """
+    def __init__(self, shared: Shared, thread: int, received_bytes: int, scratch_doubles: int):
+        """Buffers for requests of up to `received_bytes`; pages that are not touched cost no memory."""
         def most(size_of_row) -> int:
-            return max(received_bytes // (2 * int(m["n_features"]) + 1) * size_of_row(m) for m in shared.models)
-        label_room = max(NUMBER_ROOM, longest_text + 2)
+            worst = max(received_bytes // (2 * int(m["n_features"]) + 1) * size_of_row(m) for m in shared.models)
+            return min(worst, MOST_ANSWER_BYTES + MOST_GROWTH * received_bytes)
+        n_features = shared.models["n_features"]
         super().__init__(WORK, {
             "received": np.empty(received_bytes, np.uint8),
-            "response": np.empty(most(lambda m: label_room + NUMBER_ROOM * int(m["n_classes"]) + 4)
-                                 + FLUSH_BYTES + HEAD_ROOM + longest_text, np.uint8),
+            "response": np.empty(most(lambda m: int(m["prediction_room"]) + NUMBER_ROOM * int(m["n_classes"]) + 4)
+                                 + FLUSH_BYTES + HEAD_ROOM + int(shared.models["tail"]["length"].max())
+                                 + int(shared.record[0]["cors_lines"]["length"]), np.uint8),
             "rows": np.empty(received_bytes // 2 + 1, np.float64),
-            "predictions": np.empty(most(lambda m: 1) + 1, np.float64),
-            "probabilities": np.empty(most(lambda m: int(m["n_classes"])) + 1, np.float64),
+            "predictions": np.empty(most(lambda m: 8 * int(m["n_outputs"])) // 8 + 1, np.float64),
+            "probabilities": np.empty(most(lambda m: 8 * int(m["n_classes"])) // 8 + 1, np.float64),
             "scratch": np.empty(scratch_doubles, np.float64),
+            "order": np.zeros(n_features.sum(), np.int64),
+            "seen": np.zeros(n_features.max(), np.int64),
             "lines": np.empty(MAX_LINES, np.int64),
             "events": np.empty(MAX_EVENTS * 4, np.int32),
         }, {"thread": thread})
@@ -165,8 +183,11 @@ DATE_BYTES = 29
 MAX_LINES = 128
 MAX_EVENTS = 64
 FLUSH_BYTES = 16384  # answers to pipelined requests are sent together up to about this size
-HEAD_ROOM = 1024  # response bytes around the predictions, the model's name aside
+HEAD_ROOM = 1024  # response bytes around the predictions, the model's tail and the lines of CORS aside
 NUMBER_ROOM = 27  # a double's text and ", "
+# Few rows can make a long answer where there are thousands of classes, or labels are long. Beyond so many bytes, and
+# times the size of the request, it is for Python.
+MOST_ANSWER_BYTES, MOST_GROWTH = 1 << 22, 64
 
 
 class Text:
@@ -181,6 +202,12 @@ class Text:
 
     def spans(self, texts: Sequence[bytes]) -> np.ndarray:
         return np.array([self.add(text) for text in texts], SPAN)
+
+    def words(self, places: dict[str, int]) -> list[tuple]:
+        """A WORD for each form in which a string is written: as it is, and in ASCII as Python's `json` does."""
+        forms = {form.encode(): place for ensure_ascii in (True, False)
+                 for word, place in places.items() for form in [json.dumps(word, ensure_ascii=ensure_ascii)]}
+        return [(self.add(form), forms[form]) for form in sorted(forms, key=lambda form: (len(form), form))]
 
     def array(self) -> np.ndarray:
         return np.frombuffer(bytes(self.bytes) or b"\0", np.uint8)

@@ -1,12 +1,21 @@
 """The set of models that this process serves: which there are, which one a request means, what is told of each."""
 
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import kernels
 from server.errors import ApiError
+
+if TYPE_CHECKING:  # imported on use: it takes a while
+    from kernels.explain import Explainer
 
 
 @dataclass(frozen=True)
@@ -14,6 +23,8 @@ class ServedModels:
     """Models by name, in the order of the command line; the first one answers requests that name none."""
     by_name: dict[str, kernels.TabularModel]
     created: int = field(default_factory=lambda: int(time.time()))  # s since 1970: when they were loaded
+    _explainers: dict[str, Any] = field(default_factory=dict)  # by name: an Explainer, or why there is none
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def default(self) -> kernels.TabularModel:
@@ -27,13 +38,48 @@ class ServedModels:
                            "model")
         return self.by_name[name]
 
+    @cached_property
+    def places(self) -> dict[str, tuple[dict[str, int] | None, ...]]:
+        """By model's name: for each feature None or what stands in a row for its categories; () where none has any."""
+        return {name: tuple(None if categories is None else places(categories)
+                            for categories in model.signature.categories or ())
+                for name, model in self.by_name.items()}
+
+    def explainer(self, model: kernels.TabularModel) -> "Explainer":
+        """Raises ApiError for a model that has no exact explanation."""
+        from kernels.explain import Explainer
+        with self._lock:
+            if model.name not in self._explainers:
+                try:
+                    self._explainers[model.name] = Explainer(model)
+                except kernels.ModelError as error:
+                    self._explainers[model.name] = str(error)
+        found = self._explainers[model.name]
+        if isinstance(found, str):
+            raise ApiError(400, "no_explanation", f"Predictions of this model cannot be explained: {found}.", "model")
+        return found
+
+    def prepare_explanations(self) -> None:
+        """Compile and read now what explaining needs, by explaining a row of each model."""
+        for model in self.by_name.values():
+            with suppress(ApiError, kernels.ModelError):
+                row = np.ones((1, model.n_features))
+                self.explainer(model).explain(row, row)
+
     def describe(self, model: kernels.TabularModel) -> dict:
         """One entry of `/v1/models`: OpenAI's fields, and what a client must know to ask for predictions."""
         return {"id": model.name, "object": "model", "created": self.created, "owned_by": "testigo",
                 "version": model.version, "kind": model.kind, "model_type": model.model_type,
                 "n_features": model.n_features, "feature_names": model.signature.feature_names,
                 "classes": model.signature.classes, "n_classes": model.n_classes, "takes_missing": model.takes_missing,
+                "features": features(model), "explanation": self._explanation(model),
                 "size_bytes": model.size_bytes}
+
+    def _explanation(self, model: kernels.TabularModel) -> dict | None:
+        try:
+            return {"needs_background": self.explainer(model).needs_background}
+        except ApiError:
+            return None
 
     def listing(self) -> dict:
         """`GET /v1/models`: OpenAI's list, and beside it the course's description of the default model."""
@@ -43,14 +89,32 @@ class ServedModels:
                 "model_type": default.model_type}
 
 
-def load(paths: Sequence[Path], native: bool) -> ServedModels:
+def places(categories: Sequence[str]) -> dict[str, int]:
+    """What stands in a row for each of these strings."""
+    return {category: i for i, category in enumerate(categories)}
+
+
+def features(model: kernels.TabularModel) -> list[dict]:
+    """What a row holds: for each feature its name or None, number or string, and whether it may be null."""
+    signature = model.signature
+    names, categories = signature.feature_names or (), signature.categories or ()
+    found = []
+    for i, may_be_null in enumerate(model.takes_missing_in.tolist()):
+        strings = categories[i] if categories else None
+        found.append({"name": names[i] if names else None, "type": "number" if strings is None else "string",
+                      "takes_missing": may_be_null} | ({} if strings is None else {"categories": strings}))
+    return found
+
+
+def load(paths: Sequence[Path], native: bool, engine: str = "testigo") -> ServedModels:
     """Load the models of these files, or the embedded one where there are none.
 
-    Raises kernels.ModelError for a file that is no such model, and for two models of one name.
+    `engine` is testigo or onnxruntime. Raises kernels.ModelError for a file that is no such model, and for two
+    models of one name.
     """
     by_name: dict[str, kernels.TabularModel] = {}
     for path in paths or [kernels.DEFAULT_MODEL]:
-        model = kernels.load(path, native=native)
+        model = kernels.load(path, native=native, engine=engine)
         if model.name in by_name:
             raise kernels.ModelError(f"{path}: another model of this command is named {model.name!r} too")
         by_name[model.name] = model

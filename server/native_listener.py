@@ -14,12 +14,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.native import NativeModel
 from server import errors, layout, warm
 from server.application import Application
 from server.connection import LINGER_S, SEND_S, Connection, Gone, Limits, http_date
 from server.event_loop import GONE, LARGE, LATE, Native
 from server.http1 import TRANSITIONS
 from server.listener import SPARE_DESCRIPTORS, Listener
+from server.models import places
 
 LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
 FIRST_WORKERS, SPARE_WORKERS = 8, 16
@@ -46,21 +48,29 @@ class NativeListener(Listener):
 
     def _build_shared(self, n_loops: int, n_descriptors: int) -> None:
         app, limits, text = self.application, self.limits, layout.Text()
-        models = [model.native() for model in app.models.by_name.values()]
-        self._kept = models
-        self._scratch_doubles = max(model.scratch_doubles for model in models)
+        models = list(app.models.by_name.values())
+        self._kept = natives = [model.native() for model in models]
+        self._scratch_doubles = max((native.scratch_doubles for native in natives if native), default=0)
         rows = np.zeros(len(models), layout.MODEL)
         labels: list[bytes] = []
-        for row, native, model in zip(rows, models, app.models.by_name.values()):
-            row["name"] = text.add(model.name.encode())
+        features: list[tuple] = []
+        words: list[tuple] = []
+        for row, native, model in zip(rows, natives, models):
+            row["name"], row["n_features"] = text.add(model.name.encode()), model.n_features
+            row["first_feature"] = len(features)
+            features += [(0, 0, 0)] * model.n_features
             row["tail"] = text.add(b'], "model": %s, "version": %s, "latency_ms": ' % (
                 json.dumps(model.name).encode(), json.dumps(model.version).encode()))
+            if native is None:
+                continue
             row["predict"], row["state"] = native.predict_address, native.state_address
-            row["n_features"], row["n_classes"] = native.n_features, native.n_classes
-            row["takes_missing"] = native.takes_missing
+            row["n_outputs"], row["n_classes"] = native.n_outputs, native.n_classes
+            row["takes_missing"], row["unknown"] = native.takes_missing, native.unknown
             row["first_label"], row["n_labels"] = len(labels), len(native.labels or ())
+            row["prediction_room"] = max([layout.NUMBER_ROOM * native.n_outputs + 4,
+                                          *(len(label) + 2 for label in native.labels or ())])
             labels += native.labels or ()
-        self._longest_text = max(map(len, labels), default=0) + int(rows["tail"]["length"].max())
+            self._add_words(row, native, text, features, words)
         refusals = np.zeros(2, layout.REFUSAL)
         for i, error in ((layout.OVERLOADED, errors.OVERLOADED), (layout.TIMED_OUT, errors.TIMED_OUT)):
             response = errors.refusal(error, DATE_PLACE)
@@ -73,6 +83,7 @@ class NativeListener(Listener):
             "counts": np.zeros((n_threads, layout.COUNTS), np.int64),
             "predictions": np.zeros((n_threads, len(models)), np.int64),
             "models": rows, "labels": text.spans(labels),
+            "features": np.array(features, layout.FEATURE), "words": np.array(words, layout.WORD),
             "hosts": text.spans([host.encode() for host in sorted(app.allowed_hosts or ())]),
             "keys": text.spans(app.keys), "refusals": refusals, "transitions": TRANSITIONS, "text": text.array(),
             "dates": np.zeros((2, layout.DATE_BYTES), np.uint8),
@@ -88,6 +99,21 @@ class NativeListener(Listener):
             "linger_ns": int(LINGER_S * 1e9),
         })
         app.metrics.shared = self.shared
+
+    def _add_words(self, row: np.void, native: NativeModel, text: layout.Text, features: list[tuple],
+                   words: list[tuple]) -> None:
+        """What a model's rows may hold beside numbers: names, where each feature has one of its own, and categories."""
+        names = [name.decode() for name in native.feature_names or ()]
+        if len(set(names)) == native.n_features:
+            added = text.words({name: i for i, name in enumerate(names)})
+            row["first_name"], row["n_names"] = len(words), len(added)
+            words += added
+        for i, categories in enumerate(native.categories or ()):
+            if categories is not None:
+                row["takes_strings"] = 1
+                added = text.words(places([category.decode() for category in categories]))
+                features[row["first_feature"] + i] = (1, len(words), len(added))
+                words += added
 
     def _make_loops(self, n_loops: int) -> np.ndarray:
         """An epoll a core, each with the listening socket: the kernel wakes only one of those that wait for it."""
@@ -135,7 +161,7 @@ class NativeListener(Listener):
         thread.start()
 
     def _work(self, thread: int, received_bytes: int = LOOP_BYTES) -> layout.Work:
-        return layout.Work(self.shared, thread, received_bytes, self._scratch_doubles, self._longest_text)
+        return layout.Work(self.shared, thread, received_bytes, self._scratch_doubles)
 
     def _loop(self, i: int) -> None:
         work = self._work(i)

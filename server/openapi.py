@@ -5,26 +5,56 @@ https://spec.openapis.org/oas/v3.1.0
 
 import kernels
 
-NUMBER_ROWS = {"type": "array", "minItems": 1, "items": {"oneOf": [
-    {"type": "array", "items": {"type": ["number", "null"]}},
-    {"type": "object", "additionalProperties": {"type": ["number", "null"]}}]}}
+VALUE = {"type": ["number", "string", "null"]}
+ROWS = {"type": "array", "minItems": 1, "items": {"oneOf": [
+    {"type": "array", "items": VALUE}, {"type": "object", "additionalProperties": VALUE}]}}
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+EXPLAIN_PARAMETERS = {
+    "background": {**ROWS, "description": "Rows that are usual. Linear models need them; trees may do without."},
+    "reason_codes": {"type": "integer", "minimum": 1, "description": "How many features to name, strongest first."}}
+CODES = {"type": "array", "items": {
+    "type": "object", "required": ["feature", "value"],
+    "properties": {"feature": {"type": ["string", "integer"]}, "value": {"type": "number"}}}}
+EXPLANATIONS = {"type": "array", "items": {
+    "type": "object", "required": ["values", "base_value", "score"],
+    "description": "Exact Shapley values of a row's features: with the base value they add up to the raw score."
+                   " Of models with several scores each member is a list with an item a score.",
+    "properties": {
+        "values": {"type": "array", "items": {"oneOf": [{"type": "number"}, NUMBERS]}},
+        "base_value": {"oneOf": [{"type": "number"}, NUMBERS]}, "score": {"oneOf": [{"type": "number"}, NUMBERS]},
+        "reason_codes": {"oneOf": [CODES, {"type": "array", "items": CODES}]}}}}
 
 SCHEMAS = {
     "PredictRequest": {
         "type": "object", "required": ["inputs"], "additionalProperties": False,
         "properties": {
-            "inputs": {**NUMBER_ROWS, "description": "Rows of numbers in the model's order, or objects by feature name;"
-                                                     " null is a missing value where the model takes them."},
+            "inputs": {**ROWS, "description": "Rows: lists in the model's order, or objects by feature name, as"
+                                              " /v1/models says: a number a feature, a string where it has"
+                                              " categories, null for a missing value where it takes them."},
             "model": {"type": "string", "description": "Which model; the first one when left out."},
             "parameters": {"type": "object", "additionalProperties": False, "properties": {
-                "return_probabilities": {"type": "boolean", "default": False}}}},
+                "return_probabilities": {"type": "boolean", "default": False},
+                "explain": {"type": "boolean", "default": False}, **EXPLAIN_PARAMETERS}}},
         "example": {"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]], "parameters": {"return_probabilities": False}}},
     "PredictResponse": {
         "type": "object", "required": ["predictions", "model", "version", "latency_ms"],
         "properties": {
-            "predictions": {"type": "array", "items": {"type": ["number", "string"]}},
-            "probabilities": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+            "predictions": {"type": "array", "items": {"oneOf": [{"type": ["number", "string"]}, NUMBERS]},
+                            "description": "A label or a number a row; of models with several outputs a list."},
+            "probabilities": {"type": "array", "items": NUMBERS},
+            "explanations": EXPLANATIONS,
             "model": {"type": "string"}, "version": {"type": "string"}, "latency_ms": {"type": "number"}}},
+    "ExplainRequest": {
+        "type": "object", "required": ["inputs"], "additionalProperties": False,
+        "properties": {
+            "inputs": ROWS, "model": {"type": "string"},
+            "parameters": {"type": "object", "additionalProperties": False, "properties": EXPLAIN_PARAMETERS}},
+        "example": {"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]],
+                    "parameters": {"background": [[0.5, 0.5, 0.5, 0.5, 0.5]], "reason_codes": 3}}},
+    "ExplainResponse": {
+        "type": "object", "required": ["explanations", "model", "version", "latency_ms"],
+        "properties": {"explanations": EXPLANATIONS, "model": {"type": "string"}, "version": {"type": "string"},
+                       "latency_ms": {"type": "number"}}},
     "Health": {
         "type": "object", "required": ["status", "model_loaded", "model_name", "version"],
         "properties": {"status": {"type": "string"}, "model_loaded": {"type": "boolean"},
@@ -38,7 +68,14 @@ SCHEMAS = {
             "model_type": {"type": "string"}, "n_features": {"type": "integer"},
             "feature_names": {"type": ["array", "null"], "items": {"type": "string"}},
             "classes": {"type": ["array", "null"]}, "n_classes": {"type": "integer"},
-            "takes_missing": {"type": "boolean"}, "size_bytes": {"type": "integer"}}},
+            "takes_missing": {"type": "boolean"}, "size_bytes": {"type": "integer"},
+            "explanation": {"type": ["object", "null"], "description": "null: /v1/explain refuses this model.",
+                            "properties": {"needs_background": {"type": "boolean"}}},
+            "features": {"type": "array", "items": {
+                "type": "object", "required": ["name", "type", "takes_missing"], "properties": {
+                    "name": {"type": ["string", "null"]}, "type": {"enum": ["number", "string"]},
+                    "takes_missing": {"type": "boolean"},
+                    "categories": {"type": "array", "items": {"type": "string"}}}}}}},
     "ModelList": {
         "type": "object", "required": ["object", "data", "name", "version", "n_features", "model_type"],
         "properties": {
@@ -73,6 +110,9 @@ def document(authorized: bool) -> dict:
         "/v1/predict": {"post": {
             **_operation("Predict for each row", "PredictResponse", errors=("400", "404", "413", "415")),
             "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/PredictRequest"})}}},
+        "/v1/explain": {"post": {
+            **_operation("Explain each row's prediction", "ExplainResponse", errors=("400", "404", "413", "415")),
+            "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/ExplainRequest"})}}},
     }
     components: dict = {"schemas": SCHEMAS}
     content: dict = {"openapi": "3.1.0", "info": {"title": "Testigo", "version": kernels.__version__},

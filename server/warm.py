@@ -19,6 +19,8 @@ from server.models import load
 REQUESTS = "import gc; gc.disable(); from server.hotpath import compile_answer; compile_answer()"
 LOOPS = "import gc; gc.disable(); from server.event_loop import compile_all; compile_all()"
 KERNEL = "import gc, sys; gc.disable(); import kernels; kernels.load(sys.argv[1]).native()"
+EXPLANATIONS = ("import gc, sys; gc.disable(); from pathlib import Path; from server import models;"
+                " models.load([Path(sys.argv[1])], native=True).prepare_explanations()")
 
 
 def compile_ahead(models: Sequence[TabularModel], progress: Callable[[str], None]) -> None:
@@ -28,12 +30,15 @@ def compile_ahead(models: Sequence[TabularModel], progress: Callable[[str], None
     from kernels.compiled import cache_dir
     folder = cache_dir(Path(__file__).resolve().parent)
     units = {"requests": [REQUESTS], "event loops": [LOOPS]}
-    units |= {f"{model.kernel} kernel": [KERNEL, str(model.path)] for model in models}
+    for model in models:
+        if model.kernel != "onnxruntime":
+            units[f"{model.kernel} kernel"] = [KERNEL, str(model.path)]
+            units[f"{model.kernel} explanations"] = [EXPLANATIONS, str(model.path)]
     # A file marks what has been compiled: numba's own say which functions there are, not which are needed.
     missing = [unit for unit in units if not (folder / f"{unit} compiled").exists()]
     if not missing:
         return
-    progress("compiling what is new on this machine, up to 10 s; later starts load the compiled code")
+    progress("compiling what is new on this machine, up to 20 s; later starts load the compiled code")
     start = time.monotonic()
     environment = os.environ | {"TESTIGO_CACHE_DIR": str(folder.parent)}
 
@@ -67,5 +72,6 @@ def main(arguments: list[str]) -> int:
     Native()
     for model in served.by_name.values():
         model.native()
+    served.prepare_explanations()
     print("everything is compiled", file=sys.stderr)
     return 0

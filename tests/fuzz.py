@@ -43,11 +43,12 @@ from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, S
 from server.metrics import Metrics
 from server.native_listener import LOOP_BYTES, NativeListener
 from tests import serving
+from tests.server.stand_in import STAND_INS, StandIn, stand_ins
 
 CLIENT = ("127.0.0.1", 1)
 ANSWER_TYPE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)  # `hotpath.answer`
 GUARD_BYTES, GUARD = 4096, 0xA5  # around every buffer that the hot path writes
-GUARDED = ("received", "response", "rows", "predictions", "probabilities", "scratch", "lines")
+GUARDED = ("received", "response", "rows", "predictions", "probabilities", "scratch", "order", "seen", "lines")
 VARYING = re.compile(rb'(?:(?<=\r\nDate: )[^\r]{29}|(?<=\r\nContent-Length: )\d+|(?<="latency_ms": )[^}]+)')
 
 
@@ -106,11 +107,13 @@ class Paths:
     The Python path computes with numpy, as --no-native does: equal answers mean equal bits of two kernels.
     """
 
-    def __init__(self, files: Sequence[Path] = (), received_bytes: int = LOOP_BYTES, **options):
+    def __init__(self, files: Sequence[Path] = (), received_bytes: int = LOOP_BYTES, *,
+                 others: Sequence[StandIn] = (), **options):
+        """`others` are models beside those of the files."""
         options = {"allowed_hosts": frozenset(LOOPBACK)} | options
 
         def application(native: bool) -> Application:
-            served = models.load(files, native)
+            served = models.ServedModels(models.load(files, native).by_name | {model.name: model for model in others})
             return Application(served, Metrics(list(served.by_name)), AccessLog(stream=SimpleNamespace(
                 write=lambda line: None, flush=lambda: None)), **options)
         self.listener = NativeListener("127.0.0.1", 0, application(native=True), Limits())
@@ -284,7 +287,14 @@ NO_NUMBERS = [  # no JSON numbers, no doubles, or not one number
     b" ", b"1 2", b"1,2", b"1,",
     b"1.5e3.2", b"1e5e5", b"\xd9\xa1",
 ]
-TOKENS = NUMBERS + NO_NUMBERS + [
+STRINGS = [  # in the place of a category or a name; some are neither JSON nor UTF-8
+    b'"red"', b'"green"', b'""', b'"gr\xc3\xbcn"', b'"gr\\u00fcn"', b'"gr\\u00FCn"', b'"DE"', b'"de"', b'"?"',
+    b'"\x7f"', b'"\\n"', b'"\xf0\x9f\x99\x82"', b'"\\ud83d\\ude42"', b'"\\ud83d"', b'"\xed\xa0\xbd"', b'"\xc0\xaf"',
+    b'"\xe2\x82"', b'"\xf4\x90\x80\x80"', b'"\xff"', b'"a\tb"', b'"\\q"', b'"\\"', b'"red', b"'red'",
+    b'"r\\u0065d"', b'"/"', b'"\\/"', b'"' + b"long" * 300 + b'"', b"null", b"1", b"true", b'"null"', b'"1"',
+]
+TOKENS = NUMBERS + NO_NUMBERS + STRINGS + [
+    b'"amount": 1', b'"colour": ', b'{"', b'"}', b'": ', b'", "', b'}, {', b'"model": "shop", ', b"null, ",
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"\"", b"\\", b"[", b"]", b"{", b"}",
     b"\xff", b"\xc3\xbc", b"\xef\xbb\xbf", b"\r\n\r\n", b"Content-Length: 5\r\n",
     b"Transfer-Encoding: chunked\r\n", b"Host: a\r\n", b"close", b"Expect: 100-continue\r\n",
@@ -292,9 +302,74 @@ TOKENS = NUMBERS + NO_NUMBERS + [
     b'"parameters": {}, ', b'{"return_probabilities": true}', b"\\u0069", b"POST /v1/predict HTTP/1.1\r\n",
     b"X" * 70, b"a:\r\n" * 130,
 ]
+STRING = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"')
 LENGTH = re.compile(rb"(?i)(content-length: *)(\d+)")
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 MOST_BYTES = 3072  # of a mutated request
+
+
+# --- rows for models ----------------------------------------------------------------------------
+
+def utf_16(text: str) -> list[int]:
+    return np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2").tolist()
+
+
+FORMS: list[Callable[[str], str]] = [  # of a string in JSON: the last two are for Python
+    json.dumps, lambda text: json.dumps(text, ensure_ascii=False),
+    lambda text: '"%s"' % "".join(f"\\u{unit:04X}" for unit in utf_16(text)),
+    lambda text: json.dumps(text, ensure_ascii=False).replace("/", "\\/").replace("e", "\\u0065"),
+]
+UNKNOWN = (  # the last two only with escapes
+    "rot", "verde", "", "rødt", "赤", "🟥", "re", "redd", "Red", "r\u00e9d", "z1", " red", "\x7f",
+    "a\\b", "\ud800")
+
+
+def form(rng: random.Random, text: str, unusual: float) -> str:
+    return (rng.choice(FORMS[2:]) if rng.random() < unusual else rng.choice(FORMS[:2]))(text)
+
+
+def value_for(rng: random.Random, model: StandIn, i: int, oddity: float) -> str:
+    """What stands for a feature in a row: what it should be, or, as often as `oddity` says, perhaps not."""
+    odd, categories = rng.random() < oddity, (model.signature.categories or {i: None})[i]
+    if rng.random() < 0.1 and (model.takes_missing_in[i] or odd):
+        return "null"
+    if (categories is None) != (odd and rng.random() < 0.5):
+        usual = b"%d" % rng.randrange(-9, 9), b"%f" % rng.gauss(0, 9)
+        return rng.choice(NUMBERS if rng.random() < 1 / model.n_features else usual).decode()
+    unusual = 0.2 / model.n_features
+    if not categories or rng.random() < 0.2:
+        unheard = rng.choice(UNKNOWN if rng.random() < unusual else UNKNOWN[:-2])
+        return form(rng, unheard, unusual) if rng.random() < unusual else json.dumps(unheard, ensure_ascii=False)
+    return form(rng, rng.choice(categories), unusual)
+
+
+def rows_for(rng: random.Random, model: StandIn, oddity: float) -> str:
+    """Some rows for a model as JSON: lists, or objects in the model's order, another, or a new one each."""
+    n, names = model.n_features, model.signature.feature_names
+    as_objects, order, rows = names is not None and rng.random() < 0.7, list(range(n)), []
+    steady = rng.random() < 0.5
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        if not steady and rng.random() < 0.5:
+            rng.shuffle(order)
+        members = [value_for(rng, model, i, oddity) for i in range(n)]
+        if as_objects:
+            members = [f"{form(rng, names[i], 0.1 / n)}:{members[i]}" for i in order]
+        if rng.random() < oddity:  # one too few, too many, twice, or of another kind
+            others = rng.choices([*members, "1", '"a":1', "[1]", "{}"], k=rng.randrange(3))
+            members[rng.randrange(n):rng.randrange(n + 1)] = others
+        kinds = "{%s}", "[%s]"
+        rows.append(kinds[as_objects == (rng.random() < oddity)] % ",".join(members))
+    return f"[{','.join(rows)}]"
+
+
+def body_for(rng: random.Random, model: StandIn) -> bytes:
+    """A request body for a model, most of it right."""
+    oddity = rng.choice((0, 0, 0, 0.02, 0.2))
+    members = [f'"model":"{model.name}"', f'"inputs":{rows_for(rng, model, oddity)}']
+    if rng.random() < (0.6 if model.n_classes else oddity):
+        members.append('"parameters":{"return_probabilities":%s}' % rng.choice(("true", "true", "false")))
+    rng.shuffle(members)
+    return ("{%s}" % ",".join(members)).replace(",", rng.choice((",", ", ", " ,\r\n"))).encode("utf-8", "surrogatepass")
 
 
 # --- mutations ----------------------------------------------------------------------------------
@@ -350,6 +425,14 @@ def change_number(rng: random.Random, data: bytearray, corpus: list[bytes]) -> N
         data[start:end] = rng.choice(NUMBERS if rng.random() < 0.7 else NO_NUMBERS)
 
 
+def change_string(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
+    """Replace a string of the body by another that is there, or by what could stand in its place."""
+    found = list(STRING.finditer(data, data.find(b"\r\n\r\n") + 4))
+    if found:
+        start, end = rng.choice(found).span()
+        data[start:end] = rng.choice(STRINGS) if rng.random() < 0.8 else rng.choice(found)[0]
+
+
 def change_digit(rng: random.Random, data: bytearray, corpus: list[bytes]) -> None:
     """What only changes a number's value gets past every check."""
     at = somewhere(rng, data)
@@ -385,7 +468,7 @@ def mend_length(data: bytearray) -> None:
 Mutation = Callable[[random.Random, bytearray, list[bytes]], None]
 MUTATIONS: dict[Mutation, int] = {  # how often, in proportion
     flip_bit: 1, set_byte: 1, insert_token: 1, remove_span: 1, repeat_span: 1, truncate: 1, splice: 1,
-    append_request: 1, change_number: 6, change_digit: 6, insert_space: 6, change_length: 1}
+    append_request: 1, change_number: 6, change_string: 3, change_digit: 6, insert_space: 6, change_length: 1}
 
 
 def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
@@ -663,10 +746,11 @@ def exchange(server: serving.Server, request: bytes, cuts: list[int]) -> bytes:
     return bytes(received)
 
 
-def corpus(with_models: bool) -> list[bytes]:
-    """What mutations start from: mostly requests for the hot path."""
-    more = [predict_request(body) for body in MODEL_BODIES] if with_models else []
-    return [*HOT_REQUESTS, *more, *HOT_REQUESTS, *more, *OTHER_REQUESTS]
+def corpus(with_models: bool, others: Sequence[StandIn] = ()) -> list[bytes]:
+    """What mutations start from: mostly requests for the hot path, also for models of the files and others."""
+    rng, more = random.Random(0), [predict_request(body) for body in MODEL_BODIES] if with_models else []
+    rows = [predict_request(body_for(rng, model)) for model in others for _ in range(8)]
+    return [*HOT_REQUESTS, *more, *HOT_REQUESTS, *more, *rows, *OTHER_REQUESTS]
 
 
 def batches(n: int, seed: int, starts: list[bytes]) -> Iterator[list[bytes]]:
@@ -683,8 +767,9 @@ def fuzz(n: int, seed: int, split: bool, n_sockets: int) -> str:
         with_models = importlib.util.find_spec("gguf") is not None
         if with_models:
             files += example_models(Path(folder))
-        starts = corpus(with_models)
-        with Paths(files, received_bytes=4096) as paths:
+        others = stand_ins(large=False)
+        starts = corpus(with_models, others)
+        with Paths(files, received_bytes=4096, others=others) as paths:
             if config.BOUNDSCHECK:
                 check_that_bounds_are_checked(paths)
             fuzzer = Fuzzer(paths, split)
@@ -695,7 +780,7 @@ def fuzz(n: int, seed: int, split: bool, n_sockets: int) -> str:
             rate = n / (time.perf_counter() - begin)
             if n_sockets:
                 rng = random.Random(seed)
-                with serving.start(*files) as server:
+                with serving.start(*files, command=(*STAND_INS, "small")) as server:
                     over_sockets(server, paths, [mutated(rng, starts) for _ in range(n_sockets)], rng)
                     over_sockets(server, paths, HOT_REQUESTS, rng)
                     if server.stop() != 0:

@@ -9,6 +9,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,6 +21,8 @@ import kernels
 from server.hotpath import ANSWERED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW
 from server.layout import FLUSH_BYTES
 from tests import fuzz, serving
+from tests.server import trained_models
+from tests.server.stand_in import STAND_INS, StandIn, stand_ins
 from tests.fuzz import (
     HOT_REQUESTS, MODEL_BODIES, NO_NUMBERS, NUMBERS, OTHER_REQUESTS, ROW, Paths, comparable, predict_request,
 )
@@ -142,6 +145,130 @@ def test_missing_values_of_the_only_model_are_answered_alike(tmp_path):
     files = [path for path in fuzz.example_models(tmp_path) if path.stem == "missing"]
     with Paths(files) as paths:
         assert count_hot(paths, bodies({"missing": EXAMPLES["missing"]}).map(predict_request), 500) > 150
+
+
+# --- rows of all kinds --------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def many_paths() -> Iterator[Paths]:
+    with Paths(others=stand_ins()) as paths:
+        yield paths
+
+
+def parts(body: bytes) -> set[str]:
+    """Which kinds of rows and values are in a body."""
+    marks = {"objects": b"[{", "strings": b'"inputs":[', "null": b"null", "escapes": b"\\u", "UTF-8": b"\xc3"}
+    return {part for part, mark in marks.items() if mark in body.replace(b" ", b"")}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("model", stand_ins(), ids=lambda model: model.name)
+def test_rows_for_a_model_are_answered_alike(many_paths: Paths, model: StandIn):
+    rng, n_hot, hot_parts = random.Random(model.name), 0, Counter()
+    n = 40 if model.name in ("wide", "long", "many") else 600
+    for _ in range(n):
+        body = fuzz.body_for(rng, model)
+        if is_hot(many_paths, predict_request(body)):
+            n_hot += 1
+            hot_parts.update(parts(body))
+    assert many_paths.guards_are_intact()
+    if not model.native_too:
+        assert n_hot == 0
+        return
+    assert n_hot > n / 5
+    assert hot_parts["objects"] > n / 8 or model.name in ("nameless", "plain", "twins", "long")
+    assert hot_parts["null"] > n / 40 or not model.takes_missing
+    assert hot_parts["escapes"] > n / 20 or model.name not in ("shop", "nameless")
+    assert hot_parts["UTF-8"] > n / 20 or model.name not in ("shop", "strict", "nameless")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("text", [
+    b"", b"a", b"\x7f", b"\xc2\x80", b"\xdf\xbf", b"\xe0\xa0\x80", b"\xed\x9f\xbf", b"\xee\x80\x80", b"\xef\xbf\xbf",
+    b"\xf0\x90\x80\x80", b"\xf4\x8f\xbf\xbf", b"z\xe1\x80\x80z\xf1\x80\x80\x80\xc3\xbf",
+    b"\x80", b"\xbf", b"\xc0\x80", b"\xc1\xbf", b"\xc2", b"\xc2z", b"\xc2\xc0", b"\xe0\x9f\xbf", b"\xe1\x80",
+    b"\xe1\x80z", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf0\x8f\xbf\xbf", b"\xf1\x80\x80", b"\xf1\x80\x80\xc0",
+    b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\xc3\xbc\xc3", b"\x00", b"\x1f", b"\n", b"\\", b"\\q",
+    b'\\"', b"\\n"])
+def test_unknown_strings_are_answered_by_the_hot_path_where_they_are_utf_8(many_paths: Paths, text: bytes):
+    request = predict_request(b'{"model": "nameless", "inputs": [["red", "%b"]]}' % text)
+    try:
+        is_plain = not any(char < " " or char == "\\" for char in text.decode())
+    except UnicodeDecodeError:
+        is_plain = False
+    assert is_hot(many_paths, request) == is_plain
+
+
+@pytest.mark.core
+def test_random_bytes_in_strings_are_answered_alike(many_paths: Paths):
+    body = b'{"model":"shop","inputs":[{"amount":1,"country":"DE","hour":2,"colour":"%b"}]}'
+    lead = st.sampled_from([bytes([byte]) for byte in (*range(0xC0, 0x100), 0x5C, 0x22, 0x41)])
+    more = st.lists(st.sampled_from([0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0x6E]), max_size=3).map(bytes)
+    texts = st.lists(st.tuples(lead, more).map(b"".join), min_size=1, max_size=3).map(b"".join)
+    assert count_hot(many_paths, texts.map(lambda text: predict_request(body % text)), 1500) > 50
+
+
+def test_rows_for_models_of_other_libraries_are_answered_alike(tmp_path):
+    for library in ("lightgbm", "xgboost", "pandas"):
+        pytest.importorskip(library)
+    rng, files = random.Random(3), trained_models.write_all(tmp_path)
+    with Paths(files) as paths:
+        for model in paths.listener.application.models.by_name.values():
+            n_hot = sum(is_hot(paths, predict_request(fuzz.body_for(rng, model))) for _ in range(200))
+            assert n_hot > 60, model.name
+        assert paths.guards_are_intact()
+
+
+def row_of(order: str, **values: str) -> str:
+    return "{%s}" % ",".join(f'"{name}":{values.get(name, 1)}' for name in order.split())
+
+
+COLOUR, COUNTRY = {"colour": '"red"'}, {"country": '"DE"'}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("rows", "hot"), [
+    ([row_of("amount colour hour country", **COLOUR, **COUNTRY)] * 2, True),
+    ([row_of("country hour amount colour", **COLOUR, **COUNTRY),
+      row_of("hour colour amount country", **COLOUR, **COUNTRY)], True),
+    ([row_of("amount colour hour country", colour="null", amount="null", **COUNTRY)], True),
+    ([row_of("amount colour hour country", colour='"unheard of"', country='"\\u00c4"')], False),
+    ([row_of("amount colour hour country", colour='"unheard of"', country='"Ä"')], True),
+    ([row_of("amount colour hour country", **COLOUR, country="null")], False),
+    ([row_of("amount colour hour country", **COUNTRY)], False),
+    ([row_of("amount colour hour country", **COLOUR, **COUNTRY, hour='"3"')], False),
+    ([row_of("amount colour hour", **COLOUR)], False),
+    ([row_of("amount colour hour country extra", **COLOUR, **COUNTRY)], False),
+    ([row_of("amount colour hour country hour", **COLOUR, **COUNTRY)], False),
+    ([row_of("amount colour hour hour", **COLOUR, **COUNTRY)], False),
+    ([row_of("amount colour hour Country", **COLOUR)], False),
+    ([row_of("amount colour hour country", **COLOUR, **COUNTRY), '[1,"red",1,"DE"]'], False),
+    (['[1,"red",1,"DE"]', row_of("amount colour hour country", **COLOUR, **COUNTRY)], False),
+    (["{}"], False), (["[]"], False), (['[1,"red",null,"FR"]'], True),
+])
+def test_only_rows_with_each_feature_once_are_answered_by_the_hot_path(many_paths: Paths, rows: list[str], hot: bool):
+    for form in ('{"model":"shop","inputs":[%s]}', '{"inputs":[%s],"model":"shop"}'):
+        for _ in range(2):  # the second time the order is known
+            assert is_hot(many_paths, predict_request((form % ",".join(rows)).encode())) == hot
+
+
+@pytest.mark.core
+def test_the_order_of_one_model_s_rows_does_not_matter_to_another_s(many_paths: Paths):
+    rng, models = random.Random(5), [model for model in stand_ins(large=False) if model.signature.feature_names]
+    requests = [predict_request(fuzz.body_for(rng, rng.choice(models))) for _ in range(500)]
+    assert sum(is_hot(many_paths, request) for request in requests) > 150
+
+
+@pytest.mark.core
+def test_answers_that_are_too_long_for_the_buffers_are_for_python(many_paths: Paths):
+    wanted = {"return_probabilities": True}
+    for model, n_rows, n_hot_bytes in (("many", 10, 1_000_000), ("long", 100, 7_000_000)):
+        bodies = [{"model": model, "inputs": [[0]] * n, "parameters": wanted} for n in (n_rows, 10 * n_rows)]
+        answers = [many_paths.hot(predict_request(json.dumps(body).encode())) for body in bodies]
+        assert [answer.outcome for answer in answers] == [ANSWERED, SLOW]
+        assert len(answers[0].response) > n_hot_bytes
+    assert many_paths.guards_are_intact()
+    assert is_hot(many_paths, predict_request(json.dumps(bodies[0]).encode()))
 
 
 # --- heads --------------------------------------------------------------------------------------
@@ -378,3 +505,15 @@ def test_both_kinds_of_server_answer_the_same_bytes(
                           for server in (native_server, python_server))
         assert native == python, request
     assert hot_total(native_server) - before >= len(HOT_REQUESTS)
+
+
+@pytest.mark.core
+def test_both_kinds_of_server_answer_the_same_bytes_for_models_of_all_kinds():
+    rng = random.Random(1)
+    requests = [predict_request(fuzz.body_for(rng, rng.choice(stand_ins()))) for _ in range(150)]
+    with serving.start(command=STAND_INS) as native, serving.start(command=STAND_INS, native=False) as python:
+        for request in requests:
+            cuts = fuzz.random_cuts(rng, request)
+            answers = [fuzz.VARYING.sub(b"", fuzz.exchange(server, request, cuts)) for server in (native, python)]
+            assert answers[0] == answers[1], request
+        assert hot_total(native) > len(requests) / 3

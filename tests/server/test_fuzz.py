@@ -15,14 +15,16 @@ from server.hotpath import (
     ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SIGNATURE, SLOW, bytes_of,
 )
 from tests import fuzz, serving
+from tests.server.stand_in import STAND_INS, stand_ins
 
 pytestmark = pytest.mark.core
+CORPUS = fuzz.corpus(with_models=False, others=stand_ins(large=False))
 HOT_BYTES = len(fuzz.HOT_REQUESTS[0])
 
 
 @pytest.fixture(scope="module")
 def paths() -> Iterator[fuzz.Paths]:
-    with fuzz.Paths(received_bytes=4096) as paths:
+    with fuzz.Paths(received_bytes=4096, others=stand_ins(large=False)) as paths:
         yield paths
 
 
@@ -34,23 +36,23 @@ def fuzzer(paths: fuzz.Paths) -> fuzz.Fuzzer:
 # --- the hot path under the fuzzer --------------------------------------------------------------
 
 def test_mutated_requests_show_nothing_wrong_whole_and_split_at_every_byte(fuzzer: fuzz.Fuzzer):
-    for requests in fuzz.batches(40_000, 1, fuzz.corpus(with_models=False)):
+    for requests in fuzz.batches(20_000, 1, CORPUS):
         fuzzer.run(requests)
-    assert fuzzer.outcomes[ANSWERED] > 8_000 and fuzzer.outcomes[SLOW] > 8_000
+    assert fuzzer.outcomes[ANSWERED] > 3_000 and fuzzer.outcomes[SLOW] > 8_000
     assert fuzzer.outcomes[INCOMPLETE_HEAD] > 100 and fuzzer.outcomes[INCOMPLETE_BODY] > 100
-    assert fuzzer.n_compared > 800
+    assert fuzzer.n_compared > 300
 
 
-def test_mutated_requests_over_sockets_get_the_python_path_s_answers(
-        paths: fuzz.Paths, native_server: serving.Server):
+def test_mutated_requests_over_sockets_get_the_python_path_s_answers(paths: fuzz.Paths):
     rng = random.Random(2)
-    requests = [fuzz.mutated(rng, fuzz.corpus(with_models=False)) for _ in range(300)]
-    fuzz.over_sockets(native_server, paths, [*requests, *fuzz.HOT_REQUESTS], rng)
+    requests = [fuzz.mutated(rng, CORPUS) for _ in range(300)]
+    with serving.start(command=STAND_INS) as server:
+        fuzz.over_sockets(server, paths, [*requests, *fuzz.HOT_REQUESTS], rng)
 
 
 def test_no_index_is_out_of_bounds():
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1"}
-    command = [sys.executable, "-m", "tests.fuzz", "--requests", "10000", "--seed", "3", "--sockets", "0"]
+    command = [sys.executable, "-m", "tests.fuzz", "--requests", "6000", "--seed", "3", "--sockets", "0"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=serving.ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bounds checked" in done.stdout

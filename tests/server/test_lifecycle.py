@@ -127,7 +127,7 @@ def check_refused(status: int, *args: str | Path, says: str = "") -> None:
 
 @pytest.mark.parametrize("args", [
     ("--port", "65536"), ("--port", "-1"), ("--port", "http"), ("--port",), ("--max-body-bytes", "0"),
-    ("--max-connections", "x"), ("--log-format", "xml"), ("--unknown",), ("--host",),
+    ("--max-connections", "x"), ("--log-format", "xml"), ("--engine", "x"), ("--unknown",), ("--host",),
 ])
 def test_bad_option_is_one_line_and_status_2(args):
     check_refused(2, *args)

@@ -11,6 +11,7 @@ import pytest
 import kernels
 from kernels.export import save_dense
 from tests import serving
+from tests.server.stand_in import MISSING, STAND_INS
 from tests.serving import predict_request, request
 
 MARKER = "sEcReT"
@@ -251,3 +252,84 @@ def test_regressor_has_no_probabilities(several):
         body = {"inputs": [[1, 2, 3]], "model": "price/2", "parameters": {"return_probabilities": True}}
         check_refusal(client, json.dumps(body).encode(), "no_probabilities", "parameters.return_probabilities")
         assert client.ask(predict_request([[1, 2, 3]], model="price/2")).status == 200
+
+
+# --- strings, names and missing values ----------------------------------------------------------
+
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "python"])
+def shop(request: pytest.FixtureRequest) -> Iterator[serving.Server]:
+    """A server of the models that say back what they are given."""
+    with serving.start(command=STAND_INS, native=request.param) as server:
+        yield server
+
+
+SHOP_ROW = {"amount": 2.5, "colour": "red", "hour": 7, "country": "FR"}
+ECHO = {"return_probabilities": True}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("row", "values"), [
+    ({}, [2.5, 0, 7, 1]), ({"colour": "green", "country": "ES"}, [2.5, 1, 7, 2]), ({"colour": ""}, [2.5, 2, 7, 1]),
+    ({"colour": "nobody's"}, [2.5, -1, 7, 1]), ({"colour": "Red", "country": "?"}, [2.5, -1, 7, -1]),
+    ({"colour": "grün"}, [2.5, 5, 7, 1]), ({"colour": 'a "quoted" \\ one'}, [2.5, 4, 7, 1]),
+    ({"colour": "🙂"}, [2.5, 7, 7, 1]),
+    ({"colour": None, "hour": None}, [2.5, MISSING, MISSING, 1]), ({"amount": None}, [MISSING, 0, 7, 1]),
+    ({"amount": -1e308, "hour": 0}, [-1e308, 0, 0, 1]),
+])
+def test_each_value_gets_to_its_place(shop, row, values):
+    row = SHOP_ROW | row
+    for rows in ([row], [dict(reversed(row.items()))], [SHOP_ROW, row], [list(row.values())]):
+        for ensure_ascii in (True, False):
+            body = json.dumps({"model": "shop", "inputs": rows, "parameters": ECHO}, ensure_ascii=ensure_ascii)
+            assert shop.ask(post(body.encode())).json()["probabilities"][-1] == values
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("model", "row", "code", "names"), [
+    ("shop", SHOP_ROW | {"colour": 1}, "not_a_string", "Feature 1, 'colour',"),
+    ("shop", SHOP_ROW | {"colour": True}, "not_a_string", "'colour'"),
+    ("shop", SHOP_ROW | {"hour": "7"}, "not_a_number", "Feature 2, 'hour',"),
+    ("shop", SHOP_ROW | {"hour": False}, "not_a_number", "'hour'"),
+    ("shop", SHOP_ROW | {"hour": [1]}, "nested_input", ""),
+    ("shop", SHOP_ROW | {"country": None}, "missing_value", "'country'"),
+    ("shop", SHOP_ROW | {"hour": 1e400}, "invalid_json", ""),
+    ("shop", {"amount": 1, "colour": "red", "hour": 3}, "wrong_features", "amount, colour, hour, country"),
+    ("shop", SHOP_ROW | {MARKER: 1}, "wrong_features", "country"),
+    ("shop", [1, "red", 3], "wrong_feature_count", "4 features"),
+    ("shop", [1, 1, 3, "DE"], "not_a_string", "Feature 1, 'colour',"),
+    ("strict", {"größe": 1, "": 2, 'say "no"': 3, "colour": MARKER}, "unknown_category", "red, green"),
+    ("strict", [1, 2, None, "red"], "missing_value", "'say \"no\"'"),
+    ("nameless", ["red", 1], "not_a_string", "Feature 1 "), ("nameless", [None, "x"], "missing_value", "Feature 0 "),
+    ("nameless", {"a": 1, "b": 2}, "no_feature_names", ""), ("plain", [1, "x", 3], "not_a_number", "Feature 1 "),
+    ("plain", [1, 2, None], "missing_value", "Feature 2 "), ("plain", [1, True, None], "not_a_number", "Feature 1 "),
+    ("wide", {}, "wrong_features", "f0, f1, f2, "), ("slow", ["1", "a"], "not_a_number", "'x'"),
+    ("slow", [1, None], None, ""), ("slow", {"x": 1, "y": "?"}, None, ""),
+])
+def test_row_with_a_wrong_value_is_refused_by_the_feature_s_name(shop, model, row, code, names):
+    response = shop.ask(predict_request([row], model=model))
+    if code is None:
+        assert response.status == 200
+        return
+    assert (response.status, response.code) == (400, code)
+    error = response.json()["error"]
+    assert names in error["message"] and MARKER not in error["message"] and len(error["message"]) < 600
+
+
+@pytest.mark.core
+def test_models_say_what_each_feature_takes(shop):
+    model = shop.ask(request("GET", "/v1/models/shop")).json()
+    assert model["feature_names"] == ["amount", "colour", "hour", "country"] and model["takes_missing"]
+    assert [feature["type"] for feature in model["features"]] == ["number", "string", "number", "string"]
+    assert [feature["takes_missing"] for feature in model["features"]] == [True, True, True, False]
+    assert model["features"][3] == {"name": "country", "type": "string", "takes_missing": False,
+                                    "categories": ["DE", "FR", "ES"]}
+    plain = shop.ask(request("GET", "/v1/models/plain")).json()
+    assert plain["features"] == [{"name": None, "type": "number", "takes_missing": False}] * 3
+
+
+@pytest.mark.core
+def test_predictions_of_several_outputs_are_lists_and_labels_keep_their_type(shop):
+    assert shop.ask(predict_request([[1], [2.5]], model="several")).json()["predictions"] == [
+        [1, 2, 3, 4, 5], [2.5, 3.5, 4.5, 5.5, 6.5]]
+    assert shop.ask(predict_request([[0, 0, 0, "green"]], model="strict")).json()["predictions"] == [-1e300]
+    assert shop.ask(predict_request([[1], [2]], model="long")).json()["predictions"] == ["ü" * 500, "no"]

@@ -1,14 +1,19 @@
 """System calls of the hot path, counted by strace: two a request, and nothing else that grows with requests."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
+import kernels
 from tests import serving
 from tests.bench.syscalls import WARM_UP, NoTrace, Trace, attach
+from tests.server import trained_models
+from tests.server.stand_in import STAND_INS
 from tracing.parse import Call
 
 N = 1000
@@ -27,9 +32,9 @@ def traced(pid: int) -> Iterator[Trace]:
         yield trace
 
 
-def ask(client: serving.Client, n: int) -> None:
+def ask(client: serving.Client, n: int, data: bytes = PREDICT) -> None:
     for _ in range(n):
-        assert client.ask(PREDICT).status == 200
+        assert client.ask(data).status == 200
 
 
 def steady_calls(trace: Trace, client: serving.Client, once) -> tuple[list[Call], float]:
@@ -67,6 +72,35 @@ def test_request_costs_one_recvfrom_and_one_sendto():
     assert mine == ONE_REQUEST * N
     assert len({call.args.split(",")[0] for call in calls if call.name in ONE_REQUEST}) == 1  # one descriptor
     assert len(others) <= OTHERS_A_SECOND * (seconds + 1)
+
+
+def check_two_calls(requests: list[bytes], *files: str | Path, command=serving.COMMAND) -> None:
+    """Requests in turns cost a `recvfrom` and a `sendto` each."""
+    turns = itertools.cycle(requests)
+    with (serving.start(*files, command=command) as server, traced(server.pid) as trace,
+          server.connect() as client):
+        calls, _ = steady_calls(trace, client, lambda: ask(client, 1, next(turns)))
+    assert split(calls)[0] == ONE_REQUEST * N
+
+
+def test_objects_with_strings_and_nulls_cost_the_same():
+    rows = [{"amount": 1.5, "colour": "grün", "hour": 3, "country": "DE"},
+            {"country": "unheard of", "amount": None, "colour": None, "hour": None}]
+    check_two_calls([serving.predict_request([row] * n, model="shop", parameters={"return_probabilities": n > 1})
+                     for row in rows for n in (1, 3)], command=STAND_INS)
+
+
+def test_models_of_other_libraries_cost_the_same(tmp_path):
+    for library in ("lightgbm", "xgboost", "pandas"):
+        pytest.importorskip(library)
+    shop, three, price, forty, _ = trained_models.write_all(tmp_path)
+    row = {"amount": 1.5, "colour": "grün", "hour": None, "country": "nowhere"}
+    check_two_calls([
+        serving.predict_request([row], model="shop"), serving.predict_request([[1.5, "red", 2, None]], model="shop"),
+        serving.predict_request([[1, 2, 3]], model="three", parameters={"return_probabilities": True}),
+        serving.predict_request([[1, 2, 3]] * 10, model="price"),
+        serving.predict_request([{f"feature {i}": i for i in range(40)}], model="forty"),
+    ], kernels.DEFAULT_MODEL, shop, three, price, forty)
 
 
 def test_other_threads_work_by_the_second_not_by_the_request():

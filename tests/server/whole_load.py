@@ -19,6 +19,7 @@ GOOD = [
     predict_request([dict(zip("abcde", ROW))]), predict_request(parameters={"return_probabilities": True}),
     CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY),
     request("GET", "/metrics", headers={"Accept": "application/json"}),
+    request("POST", "/v1/explain", json.dumps({"inputs": [ROW], "parameters": {"background": [ROW]}}).encode()),
 ]
 BAD_BODIES = [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"inputs": []}', b'{"inputs": [[1]]}',
               b'{"inputs": [[1, 2, 3, 4, "x"]]}', b'{"inputs": [[1, 2, 3, 4, NaN]]}', b'{"a": 1, "a": 2}',
