@@ -10,6 +10,7 @@ https://numba.readthedocs.io/en/stable/developer/caching.html
 
 import atexit
 import functools
+import gc
 import hashlib
 import os
 import shutil
@@ -40,6 +41,8 @@ def cfunc(signature):
         folder = cache_dir(_package_dir(function))
         config.CACHE_DIR = str(folder)
         options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
+        collects = gc.isenabled()
+        gc.disable()  # compiling makes a great many objects that all stay: looking for garbage is a tenth of its time
         try:
             return numba.cfunc(signature, cache=True, **options)(function)
         except numba.core.errors.NumbaError:
@@ -48,6 +51,9 @@ def cfunc(signature):
             for entry in folder.rglob("*.nb?"):
                 entry.unlink(missing_ok=True)
             return numba.cfunc(signature, cache=True, **options)(function)
+        finally:
+            if collects:
+                gc.enable()
     return compile_now
 
 

@@ -80,7 +80,8 @@ class CompiledProgram:
         elif step.op == "trees":
             state, owners, width = tree_kernels.state_of(step, widths, number, scratch)
             self.scratch_widths.append(-(-width // 8))
-            self.fixed[scratch] = width  # eight rows' columns are whole, be there eight rows or one
+            # eight rows' columns are whole, be there eight rows or one
+            self.fixed[scratch] = width + tree_kernels.LEAVES_BYTES // 8
         elif step.op in svm_kernels.KERNELS:
             state, owners, self.fixed[scratch] = svm_kernels.state_of(step, widths, number, scratch)
             self.scratch_widths.append(0)

@@ -21,9 +21,10 @@ from kernels.quants import BLOCK
 from kernels.row_kernels import logistic
 from kernels.row_ops import is_float32
 from kernels.simd import (
-    add, add_f32x16, add_products, keep_scalar, lane_f32x16, load, load_f16, load_f32, load_f32x16,
-    load_first_f64, load_f64, load_high_nibbles, load_i8, load_i64, load_low_nibbles, load_scale, mul, narrow_f64, record, relu_f32x16, round_f32,
-    round_f32x8, spread_f32, store, store_f64, store_one_f32, sum_lanes, widen_f32x16, zero, zero_f32x16,
+    add, add_f32x16, add_products, keep_scalar, lane_f32x16, load, load_f16, load_f32, load_f32x16, load_f64,
+    load_first_f64, load_high_nibbles, load_i8, load_i64, load_low_nibbles, load_scale, mul, narrow_f64, record,
+    relu_f32x16, round_f32, round_f32x8, spread_f32, store, store_f64, store_one_f32, sum_lanes, widen_f32x16, zero,
+    zero_f32x16,
 )
 from kernels.step import Step
 
@@ -80,114 +81,51 @@ def _weights_q4_0(w, g):
 # ---- y = W · x + bias --------------------------------------------------------------------------------------
 
 @register_jitable
-def _dot_group(weights, w, g, x, acc):
-    return add(acc, mul(weights(w, g), load_f64(x + g * X_GROUP)))
+def _dot_four(weights, w, w_step, g, x, x_step, a, b, c, d):
+    """Group g of four sums: of one output for four rows, or of four outputs for one row (a step is 0 then)."""
+    at = x + g * X_GROUP
+    return (add(a, mul(weights(w, g), load_f64(at))),
+            add(b, mul(weights(w + w_step, g), load_f64(at + x_step))),
+            add(c, mul(weights(w + 2 * w_step, g), load_f64(at + 2 * x_step))),
+            add(d, mul(weights(w + 3 * w_step, g), load_f64(at + 3 * x_step))))
 
 
-@register_jitable
-def _dot_block(weights, w, x, acc):
-    # Written out, because LLVM leaves a loop of four as a loop.
-    acc = _dot_group(weights, w, 0, x, acc)
-    acc = _dot_group(weights, w, 1, x, acc)
-    acc = _dot_group(weights, w, 2, x, acc)
-    return _dot_group(weights, w, 3, x, acc)
+@inner
+def _four_sums(weights, block_bytes, layer, o, w_step, x, x_step, y, y_step):
+    # Four sums at a time do not wait for each other, where the additions of one must; what is read and widened of the
+    # weights serves four rows. Groups of the last block that hold only padding are left out: their products are
+    # zeros, and no sum here is ever −0.
+    w, n_blocks, n_groups = layer.weights + o * layer.row_bytes, layer.n_in // BLOCK, (layer.n_in % BLOCK + 7) // 8
+    a, b, c, d = zero(), zero(), zero(), zero()
+    for _ in range(n_blocks):
+        a, b, c, d = _dot_four(weights, w, w_step, 0, x, x_step, a, b, c, d)
+        a, b, c, d = _dot_four(weights, w, w_step, 1, x, x_step, a, b, c, d)
+        a, b, c, d = _dot_four(weights, w, w_step, 2, x, x_step, a, b, c, d)
+        a, b, c, d = _dot_four(weights, w, w_step, 3, x, x_step, a, b, c, d)
+        w += block_bytes
+        x += X_BLOCK
+    for g in range(n_groups):
+        a, b, c, d = _dot_four(weights, w, w_step, g, x, x_step, a, b, c, d)
+    bias, bias_step = layer.bias + o * DOUBLE, DOUBLE if w_step else 0
+    store(y, sum_lanes(a) + load(bias))
+    store(y + y_step, sum_lanes(b) + load(bias + bias_step))
+    store(y + 2 * y_step, sum_lanes(c) + load(bias + 2 * bias_step))
+    store(y + 3 * y_step, sum_lanes(d) + load(bias + 3 * bias_step))
 
 
 @inner
 def _one_row(weights, block_bytes, layer, x, y):
-    # Four outputs at a time: their sums do not wait for each other, where one output's additions must. Groups of the
-    # last block that hold only padding are left out: their products are zeros, and no sum here is ever −0.
-    n_blocks = layer.n_in // BLOCK
-    n_groups = (layer.n_in % BLOCK + 7) // 8
-    tail, tail_inputs = n_blocks * block_bytes, x + n_blocks * X_BLOCK
     n_tiled = layer.n_out - layer.n_out % 4
     for o in range(0, n_tiled, 4):
-        w0 = layer.weights + o * layer.row_bytes
-        w1, w2, w3 = w0 + layer.row_bytes, w0 + 2 * layer.row_bytes, w0 + 3 * layer.row_bytes
-        acc0, acc1, acc2, acc3 = zero(), zero(), zero(), zero()
-        for b in range(n_blocks):
-            at, inputs = b * block_bytes, x + b * X_BLOCK
-            acc0 = _dot_block(weights, w0 + at, inputs, acc0)
-            acc1 = _dot_block(weights, w1 + at, inputs, acc1)
-            acc2 = _dot_block(weights, w2 + at, inputs, acc2)
-            acc3 = _dot_block(weights, w3 + at, inputs, acc3)
-        for g in range(n_groups):
-            acc0 = _dot_group(weights, w0 + tail, g, tail_inputs, acc0)
-            acc1 = _dot_group(weights, w1 + tail, g, tail_inputs, acc1)
-            acc2 = _dot_group(weights, w2 + tail, g, tail_inputs, acc2)
-            acc3 = _dot_group(weights, w3 + tail, g, tail_inputs, acc3)
-        bias, out = layer.bias + o * DOUBLE, y + o * DOUBLE
-        store(out, sum_lanes(acc0) + load(bias))
-        store(out + DOUBLE, sum_lanes(acc1) + load(bias + DOUBLE))
-        store(out + 2 * DOUBLE, sum_lanes(acc2) + load(bias + 2 * DOUBLE))
-        store(out + 3 * DOUBLE, sum_lanes(acc3) + load(bias + 3 * DOUBLE))
-    for o in range(n_tiled, layer.n_out):
-        w, acc = layer.weights + o * layer.row_bytes, zero()
-        for b in range(n_blocks):
-            acc = _dot_block(weights, w + b * block_bytes, x + b * X_BLOCK, acc)
-        for g in range(n_groups):
-            acc = _dot_group(weights, w + tail, g, tail_inputs, acc)
-        store(y + o * DOUBLE, sum_lanes(acc) + load(layer.bias + o * DOUBLE))
-
-
-@register_jitable
-def _dot_pair(weights, w0, w1, g, x, x_bytes, a, b, c, d, e, f, h, i):
-    """Group g of two outputs × four rows."""
-    left, right = weights(w0, g), weights(w1, g)
-    at = x + g * X_GROUP
-    x0, x1, x2, x3 = load_f64(at), load_f64(at + x_bytes), load_f64(at + 2 * x_bytes), load_f64(at + 3 * x_bytes)
-    return (add(a, mul(left, x0)), add(b, mul(left, x1)), add(c, mul(left, x2)), add(d, mul(left, x3)),
-            add(e, mul(right, x0)), add(f, mul(right, x1)), add(h, mul(right, x2)), add(i, mul(right, x3)))
-
-
-@register_jitable
-def _dot_one(weights, w, g, x, x_bytes, a, b, c, d):
-    """Group g of one output × four rows."""
-    left, at = weights(w, g), x + g * X_GROUP
-    return (add(a, mul(left, load_f64(at))), add(b, mul(left, load_f64(at + x_bytes))),
-            add(c, mul(left, load_f64(at + 2 * x_bytes))), add(d, mul(left, load_f64(at + 3 * x_bytes))))
-
-
-@inner
-def _store_four(a, b, c, d, bias, y, y_bytes):
-    store(y, sum_lanes(a) + bias)
-    store(y + y_bytes, sum_lanes(b) + bias)
-    store(y + 2 * y_bytes, sum_lanes(c) + bias)
-    store(y + 3 * y_bytes, sum_lanes(d) + bias)
+        _four_sums(weights, block_bytes, layer, o, layer.row_bytes, x, 0, y + o * DOUBLE, DOUBLE)
+    for o in range(n_tiled, layer.n_out):  # four times the same sum, which LLVM computes once
+        _four_sums(weights, block_bytes, layer, o, 0, x, 0, y + o * DOUBLE, 0)
 
 
 @inner
 def _four_rows(weights, block_bytes, layer, x, x_bytes, y):
-    # Two outputs × four rows: eight sums at a time, and what is read and widened of the weights serves four rows.
-    n_blocks = layer.n_in // BLOCK
-    n_groups = (layer.n_in % BLOCK + 7) // 8
-    tail, tail_inputs, y_bytes = n_blocks * block_bytes, x + n_blocks * X_BLOCK, layer.n_out * DOUBLE
-    for o in range(0, layer.n_out - 1, 2):
-        w0 = layer.weights + o * layer.row_bytes
-        w1 = w0 + layer.row_bytes
-        a, b, c, d, e, f, h, i = zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero()
-        for block in range(n_blocks):
-            u, v, at = w0 + block * block_bytes, w1 + block * block_bytes, x + block * X_BLOCK
-            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 0, at, x_bytes, a, b, c, d, e, f, h, i)
-            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 1, at, x_bytes, a, b, c, d, e, f, h, i)
-            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 2, at, x_bytes, a, b, c, d, e, f, h, i)
-            a, b, c, d, e, f, h, i = _dot_pair(weights, u, v, 3, at, x_bytes, a, b, c, d, e, f, h, i)
-        for g in range(n_groups):
-            a, b, c, d, e, f, h, i = _dot_pair(weights, w0 + tail, w1 + tail, g, tail_inputs, x_bytes,
-                                               a, b, c, d, e, f, h, i)
-        bias, out = layer.bias + o * DOUBLE, y + o * DOUBLE
-        _store_four(a, b, c, d, load(bias), out, y_bytes)
-        _store_four(e, f, h, i, load(bias + DOUBLE), out + DOUBLE, y_bytes)
-    if layer.n_out % 2:
-        o = layer.n_out - 1
-        w, a, b, c, d = layer.weights + o * layer.row_bytes, zero(), zero(), zero(), zero()
-        for block in range(n_blocks):
-            u, at = w + block * block_bytes, x + block * X_BLOCK
-            for g in range(4):
-                a, b, c, d = _dot_one(weights, u, g, at, x_bytes, a, b, c, d)
-        for g in range(n_groups):
-            a, b, c, d = _dot_one(weights, w + tail, g, tail_inputs, x_bytes, a, b, c, d)
-        _store_four(a, b, c, d, load(layer.bias + o * DOUBLE), y + o * DOUBLE, y_bytes)
+    for o in range(layer.n_out):
+        _four_sums(weights, block_bytes, layer, o, 0, x, x_bytes, y + o * DOUBLE, layer.n_out * DOUBLE)
 
 
 # ---- the same in float32 -----------------------------------------------------------------------------------
@@ -200,7 +138,7 @@ FLOAT_GROUP = 16 * FLOAT
 
 
 @inner
-def _store_outputs(acc, layer, o, y):
+def _store_sixteen(acc, layer, o, y):
     """Sixteen sums and their biases from output o on, as float64; fewer at the end."""
     acc = add_f32x16(acc, load_f32x16(layer.bias + o * FLOAT))
     if layer.activation == RELU:
@@ -213,22 +151,15 @@ def _store_outputs(acc, layer, o, y):
 
 
 @inner
-def _one_row_f32(layer, x, y):
-    for o in range(0, layer.n_out, 32):
-        w, a, b = layer.weights + o * FLOAT, zero_f32x16(), zero_f32x16()
-        for i in range(0, layer.n_in * FLOAT, FLOAT):
-            inputs = spread_f32(x + i)
-            a = add_products(a, load_f32x16(w), inputs)
-            b = add_products(b, load_f32x16(w + FLOAT_GROUP), inputs)
-            w += layer.row_bytes
-        _store_outputs(a, layer, o, y)
-        if o + 16 < layer.n_out:
-            _store_outputs(b, layer, o + 16, y)
+def _store_outputs(left, right, layer, o, y):
+    _store_sixteen(left, layer, o, y)
+    if o + 16 < layer.n_out:
+        _store_sixteen(right, layer, o + 16, y)
 
 
 @inner
-def _four_rows_f32(layer, x, x_bytes, y):
-    y_bytes = layer.n_out * DOUBLE
+def _four_rows_f32(layer, x, x_bytes, y, y_bytes):
+    """Thirty-two outputs × four rows at a time; with steps of 0, four times the same row, which LLVM computes once."""
     for o in range(0, layer.n_out, 32):
         w = layer.weights + o * FLOAT
         a, b, c, d = zero_f32x16(), zero_f32x16(), zero_f32x16(), zero_f32x16()
@@ -244,15 +175,11 @@ def _four_rows_f32(layer, x, x_bytes, y):
             inputs = spread_f32(i + 3 * x_bytes)
             d, h = add_products(d, left, inputs), add_products(h, right, inputs)
             w += layer.row_bytes
-        _store_outputs(a, layer, o, y)
-        _store_outputs(b, layer, o, y + y_bytes)
-        _store_outputs(c, layer, o, y + 2 * y_bytes)
-        _store_outputs(d, layer, o, y + 3 * y_bytes)
-        if o + 16 < layer.n_out:
-            _store_outputs(e, layer, o + 16, y)
-            _store_outputs(f, layer, o + 16, y + y_bytes)
-            _store_outputs(g, layer, o + 16, y + 2 * y_bytes)
-            _store_outputs(h, layer, o + 16, y + 3 * y_bytes)
+        _store_outputs(a, e, layer, o, y)
+        if y_bytes:
+            _store_outputs(b, f, layer, o, y + y_bytes)
+            _store_outputs(c, g, layer, o, y + 2 * y_bytes)
+            _store_outputs(d, h, layer, o, y + 3 * y_bytes)
 
 
 @inner
@@ -275,10 +202,10 @@ def run_dense_float(state, values, n_rows):
     for r in range(0, n_tiled, ROWS):
         for k in range(ROWS):
             _narrow(x + (r + k) * layer.n_in * DOUBLE, layer.n_in, padded + k * x_bytes)
-        _four_rows_f32(layer, padded, x_bytes, y + r * y_bytes)
+        _four_rows_f32(layer, padded, x_bytes, y + r * y_bytes, y_bytes)
     for r in range(n_tiled, n):
         _narrow(x + r * layer.n_in * DOUBLE, layer.n_in, padded)
-        _one_row_f32(layer, padded, y + r * y_bytes)
+        _four_rows_f32(layer, padded, 0, y + r * y_bytes, 0)
     if layer.activation > RELU:
         _activate(y, n * layer.n_out, layer.activation)
         _round(y, n * layer.n_out)
@@ -387,7 +314,8 @@ def state_of(step: Step, widths: list[int], number: int, scratch: int) -> tuple[
         weights, bias, row_bytes = _turned(weights, bias, n_in)
     state = np.zeros(1, LAYER)
     state[0] = (step.inputs[0], number, scratch, widths[0] // n_in, weights.ctypes.data, bias.ctypes.data, n_in,
-                len(step.arrays["bias"]), row_bytes, int(step.numbers["activation"]), int(step.numbers.get("rounds", 0)))
+                len(step.arrays["bias"]), row_bytes, int(step.numbers["activation"]),
+                int(step.numbers.get("rounds", 0)))
     return state.view(np.uint8), (weights, bias), ROWS * (-(-n_in // 16) * 16)
 
 

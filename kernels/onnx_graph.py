@@ -35,7 +35,7 @@ MAX_LIVE_BYTES = 2**35   # of all values that a run holds at once
 TENSOR, SEQUENCE, MAP, MAPS = "tensor", "sequence", "map", "sequence of maps"
 
 # What an operator may raise on values that do not fit together.
-UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
 

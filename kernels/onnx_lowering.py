@@ -20,9 +20,9 @@ from kernels.onnx_lowering_ops import LOWER_CORE
 from kernels.onnx_lowering_steps import lookup
 from kernels.onnx_lowering_values import ELEMENT, Index, Lowering, Maps, NotTabular, Row, Tensor
 from kernels.program import Builder, Program
-from kernels.row_ops import BINARY_CODES, REDUCE_CODES, UNARY_CODES
+from kernels.row_ops import BINARY_CODES, REDUCE_CODES, UNARY_CODES, run_steps
 from kernels.step import Step
-from kernels.tabular import Labels, Signature, TabularModel
+from kernels.tabular import CHUNK_DOUBLES, Labels, Signature, TabularModel
 
 LOWER = {"": LOWER_CORE, "ai.onnx.ml": LOWER_ML}
 
@@ -36,7 +36,7 @@ LOSSY = {"reduce": {REDUCE_CODES[name] for name in ("argmax", "argmin", "argmax_
          "unary": {UNARY_CODES[name] for name in ("not", "bool", "positive")}}
 ALWAYS_LOSSY = {"lookup", "onehot", "svm_votes", "where"}
 
-UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,21 @@ class Lowered:
     program: Program
     signature: Signature
     model_type: str  # linear, mlp, trees, svm or pipeline
+    example: np.ndarray  # (n_features) float64: a row that has an answer, as far as tables say what is known
+
+    @property
+    def takes_missing_in(self) -> np.ndarray:
+        """Where NaN in the example leaves every checked value finite: (n_features) bool."""
+        program, n = self.program, self.program.n_features
+        found = np.zeros(n, bool)
+        steps, size = program.steps[:program.n_prediction_steps], max(1, CHUNK_DOUBLES // sum(program.widths))
+        for first in range(0, n, size):
+            tried = np.arange(first, min(first + size, n))
+            rows = np.tile(self.example, (len(tried), 1))
+            rows[np.arange(len(tried)), tried] = np.nan
+            values = run_steps(steps, [rows])
+            found[tried] = np.all([np.isfinite(values[value]).all(axis=1) for value in program.checked], axis=0)
+        return found
 
 
 def read(path: str | Path, threads: int = 1, native: bool = True) -> TabularModel:
@@ -59,7 +74,7 @@ def read(path: str | Path, threads: int = 1, native: bool = True) -> TabularMode
         lowered = lower(graph)
         return TabularModel(graph.metadata.get("name") or path.stem, str(graph.model_version or 1), lowered.model_type,
                             lowered.signature, lowered.program, path=path, size_bytes=graph.size_bytes,
-                            threads=threads, native=native)
+                            takes_missing_in=lowered.takes_missing_in, threads=threads, native=native)
     except ModelError as error:
         raise ModelError(f"{path.name}: {error}") from None
 
@@ -72,7 +87,9 @@ def lower(graph: Graph) -> Lowered:
         low = _executed(graph, features, low)
     answer = _Answer(low, graph)
     signature = Signature(features.n, features.names, answer.classes, answer.task, _categories(features, low), -1.0)
-    return Lowered(answer.program, signature, _model_type(graph, answer.program))
+    example = np.ones(features.n)
+    example[list(low.examples)] = list(low.examples.values())
+    return Lowered(answer.program, signature, _model_type(graph, answer.program), example)
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------
@@ -214,7 +231,7 @@ def _folded_size(node: Node, constants: list[np.ndarray]) -> int:
                                                          if isinstance(one, list)) * max(sizes, default=0)
     try:
         return max(sum(sizes), math.prod(np.broadcast_shapes(*(array.shape for array in constants))))
-    except ValueError:
+    except (RuntimeError, ValueError):  # RuntimeError: numpy broadcasts up to 32 dimensions
         return sum(sizes)
 
 
@@ -269,7 +286,7 @@ class _Answer:
             raise NotTabular(f"expected one label a row, found {row.width}")
         index = row.index
         if index is None:
-            if mapped is None or row.dtype == object:
+            if mapped is None or row.dtype == object or not all(type(one) is int for one in mapped):
                 raise NotTabular("expected labels that are looked up in a table")
             index = Index(self.low.number(row), np.array(mapped))
             keys = index.table.astype(np.float64)

@@ -183,6 +183,8 @@ def lookup(low: Lowering, row: Row, keys: np.ndarray, values: np.ndarray, of_nan
     """A step "lookup"; of equal keys the first counts."""
     keys, first = np.unique(np.asarray(keys, np.float64), return_index=True)
     low.spend(len(keys))
+    if len(keys) and math.isnan(of_others):
+        low.set_example(row, float(keys[0]))
     table = np.append(np.asarray(values, np.float64)[first], [of_nan, of_others])
     return low.add("lookup", [low.number(row)], row.width, {"keys": keys, "values": table})
 

@@ -18,6 +18,7 @@ from kernels.step import MAX_WIDTH, Step
 
 FREE_ELEMENTS = 1 << 20  # elements of all tensors of a row together that any model may have …
 ELEMENTS_A_BYTE = 64     # … and so many more for each byte of its file
+MAX_EXAMPLES = 1 << 12   # features of one row for which an example is noted
 
 # Where an element of a row lies: in a column of a value, or, where `value` is −1, it is `constant`. A string is its
 # place in a vocabulary, whose number is `strings`.
@@ -81,6 +82,7 @@ class Lowering:
         self.tensors: dict[str, Tensor] = {}
         self.n_uses: Counter[str] = Counter()  # how often the graph reads a tensor
         self.poisons: list[int] = []  # values beside the scores that are not finite where a row has no answer
+        self.examples: dict[int, float] = {}  # feature: a number that it may be, where not every number has an answer
         self.n_free = FREE_ELEMENTS + ELEMENTS_A_BYTE * size_bytes
         # The strings of the features that take strings come first: string → place. They grow while the graph is
         # lowered, and join where columns share a table: so a graph with such features is lowered twice.
@@ -167,6 +169,15 @@ class Lowering:
         elements["value"], elements["constant"], elements["strings"] = -1, array, -1
         return Row(elements, axis, array.dtype)
 
+    def set_example(self, row: Row, number: float) -> None:
+        """Note for the features that the row is made of, if it is little changed, a number that they may be."""
+        for element in row.elements.ravel()[:MAX_EXAMPLES].tolist():
+            value, column = element[:2]
+            while value > 0 and self.builder.steps[value - 1].op in ("unary", "prepare", "move"):
+                value, column = _source(self.builder.steps[value - 1], column)
+            if value == 0:
+                self.examples.setdefault(column, number)
+
     # ---- strings ----
 
     def add_vocabulary(self, strings: list[str]) -> int:
@@ -196,6 +207,16 @@ class Lowering:
             for text in other:
                 shared.setdefault(text, len(shared))
         self.vocabularies = [shared if id(one) in joined else one for one in self.vocabularies]
+
+
+def _source(step: Step, column: int) -> tuple[int, int]:
+    """(value, column) that a column of a step comes from; value −1 for constants."""
+    if step.op != "move":
+        return step.inputs[0], column
+    runs = step.arrays["runs"]
+    run = int(np.searchsorted(np.cumsum(runs[:, 2]), column, side="right"))
+    source, first, _ = runs[run].tolist()
+    return step.inputs[source] if source >= 0 else -1, first + column - int(runs[:run, 2].sum())
 
 
 def with_elements(row: Row, elements: np.ndarray, axis: int | None = None) -> Row:

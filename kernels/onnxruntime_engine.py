@@ -31,6 +31,7 @@ from kernels.tabular import _label_array as label_array
 
 CHUNK_ROWS = 1 << 16
 MAX_TRIED = 1 << 12  # features that are tried one by one for missing values: n rows of n numbers
+MAX_ARGS = 1 << 16   # classes that are but numbers: their count is only declared
 QUIET = 4            # log severity: fatal errors alone
 OPTIONS = {"session.load_model_format": "ONNX", "session.intra_op.allow_spinning": "0",
            "session.inter_op.allow_spinning": "0"}
@@ -74,6 +75,7 @@ class OnnxRuntimeModel(TabularModel):
     def __init__(self, session: Any, graph: Graph, features: Features, answer: Answer,
                  categories: tuple[tuple[str, ...] | None, ...] | None, path: Path) -> None:
         self._session, self._features, self._answer = session, features, answer
+        self._run_options = _run_options()
         self.name, self.version = graph.metadata.get("name") or path.stem, str(graph.model_version or 1)
         self.model_type, self.path, self.size_bytes = "onnx", path, graph.size_bytes
         task = "regression" if answer.classes is None else "classification"
@@ -140,7 +142,7 @@ class OnnxRuntimeModel(TabularModel):
         wanted = [name for name in (answer.label, answer.scores) if name is not None]
         feeds = self._feeds(rows)
         try:
-            found = dict(zip(wanted, self._session.run(wanted, feeds, _run_options()), strict=True))
+            found = dict(zip(wanted, self._session.run(wanted, feeds, self._run_options), strict=True))
         except Exception as error:  # ONNX Runtime's own classes, and what C++ throws
             raise ModelError(f"ONNX Runtime cannot compute these rows: {_spelled(error)}") from None
         scores = np.empty((len(rows), 0)) if answer.scores is None else self._scores(found[answer.scores], len(rows))
@@ -465,8 +467,8 @@ def _classes_of(name: str, shape: Sequence, nodes: _Nodes) -> list | None:
         classes: list | None = _attribute(node, *CLASS_LABELS)
         if node.op_type in ("ArrayFeatureExtractor", "Gather"):
             classes = nodes.constant(node.input[0])
-        if node.op_type in ("ArgMax", "ArgMin") and shape and isinstance(shape[-1], int):
-            classes = list(range(min(shape[-1], MAX_CATEGORIES)))  # the scores will say whether it is true
+        if node.op_type in ("ArgMax", "ArgMin") and shape and shape[-1] in range(1, MAX_ARGS):
+            classes = list(range(shape[-1]))
         if node.op_type == "LabelEncoder" and not classes:
             tables.append(_encoder(node))
         elif classes or node.op_type not in PASSING:

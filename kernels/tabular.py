@@ -55,8 +55,8 @@ class Signature:
         for texts in self.categories or ():
             if texts is not None and len(set(texts)) != len(texts):
                 raise ModelError("expected different categories for a feature")
-        for texts in (names, classes, *(self.categories or ())):
-            if not all(is_unicode(text) for text in texts or () if isinstance(text, str)):
+        for strings in (names, classes, *(self.categories or ())):
+            if not all(is_unicode(text) for text in strings or () if isinstance(text, str)):
                 raise ModelError("expected Unicode in names, labels and categories")
 
 
@@ -325,16 +325,12 @@ class TabularModel:
             if not all(np.isfinite(values[value]).all() for value in program.checked):
                 return False
             predictions[chunk] = values[program.prediction]
-            if self._labels is not None and not self._are_places(predictions[chunk]):
+            if self._labels is not None and not _are_places(predictions[chunk], len(self._labels)):
                 return False
             if probabilities.size:
                 run_steps(program.steps[program.n_prediction_steps:], values)
                 probabilities[chunk] = values[program.probabilities]
         return True
-
-    def _are_places(self, predictions: np.ndarray) -> bool:
-        """Whether all are places of labels: a file's program may end with any number."""
-        return bool(((predictions >= 0) & (predictions < len(self._labels))).all())
 
     def _no_score(self, rows: np.ndarray) -> ModelError:
         refused = np.isinf(rows) | (np.isnan(rows) & ~self.takes_missing_in)
@@ -344,7 +340,7 @@ class TabularModel:
         return ModelError("the inputs are too large: a score overflows")
 
     def _try_missing(self) -> np.ndarray:
-        """Where NaN in a row of ones leaves every checked value finite; of very many features, whether NaN in all does."""
+        """Where NaN in a row of ones leaves every checked value finite; of very many features, whether all NaN does."""
         found = np.zeros(self.n_features, bool)
         steps, checked = self.program.steps[:self.program.n_prediction_steps], self.program.checked
         if self.n_features * sum(self.program.widths) > MAX_TRIED_DOUBLES:
@@ -371,6 +367,11 @@ def work_of(step: Step) -> int:
     if step.op == "trees":
         return 100 * len(step.arrays["tree_sizes"])
     return 4 * step.width
+
+
+def _are_places(predictions: np.ndarray, n_labels: int) -> bool:
+    """Whether all are places of labels: a file's program may end with any number."""
+    return bool(((predictions >= 0) & (predictions < n_labels)).all())
 
 
 def _label_array(classes: Labels) -> np.ndarray:

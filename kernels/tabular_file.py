@@ -125,7 +125,8 @@ class _Fields:
         if default is not None and name not in self.file.tensors:
             return np.full(n, default)
         data = self.tensor(name, (n,), (tensor_type,)).data[0]
-        values = data.view({F32: "<f4", F64: "<f8"}[tensor_type]).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a NaN that signals
+            values = data.view({F32: "<f4", F64: "<f8"}[tensor_type]).astype(np.float64)
         if not np.isfinite(values).all():
             raise ModelError(f"expected finite numbers in {name}")
         return values

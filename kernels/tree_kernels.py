@@ -16,9 +16,10 @@ from kernels import trees
 from kernels.compiled import inner
 from kernels.ensemble import AVERAGE, EXACT, MAX, MIN, NAN_IS_ZERO, NAN_LEFT, SUM, TRUNCATED_POSITIVE, ZERO_LEFT
 from kernels.ensemble import ZERO_RIGHT
-from kernels.simd import (
-    is_below, load, load_i64, load_u8, load_u16, record, round_f32, shift_right, store, store_u16,
+from kernels.eights import (
+    COLUMN_BYTES, halve_eight, load_eight, load_features, same_eight, step_eight, store_columns, store_eight, sum_eight,
 )
+from kernels.simd import load, load_i64, load_u8, record, round_f32, shift_right, store, store_u16
 from kernels.step import Step
 from kernels.trees import CATEGORY, FEATURE, N_COLUMNS, N_EDGES, RULE, ZERO_THRESHOLD
 
@@ -28,6 +29,8 @@ FOREST = np.dtype([
     ("column_bytes", np.int64),  # of eight rows
     ("n_eights", np.int64), ("eights", np.int64), ("n_categories", np.int64), ("categories", np.int64),
     ("n_trees", np.int64), ("trees", np.int64),
+    ("roots", np.int64),   # (n_trees filled up to eights) int64: the first node; after the last tree that of tree 0
+    ("depths", np.int64),  # (n_trees / 8, rounded up) int64: the greatest depth of eight trees
     ("nodes", np.int64), ("base", np.int64),
     ("is_single", np.int64),  # 1: each tree has one output, and `leaves` its float64 of each node
     ("leaves", np.int64),   # else (n_nodes) int64: where in `values` those of a leaf begin
@@ -47,9 +50,8 @@ CATEGORIES = np.dtype([("feature", np.int64), ("rule", np.int64), ("n_found", np
                        ("n_columns", np.int64), ("column", np.int64), ("table", np.int64)])
 TREE = np.dtype([("root", np.int64), ("depth", np.int64), ("first_output", np.int64), ("width", np.int64)])
 EIGHT_BYTES, CATEGORIES_BYTES, TREE_BYTES = EIGHT.itemsize, CATEGORIES.itemsize, TREE.itemsize
-COLUMN = 16  # bytes of a column of eight rows
+LEAVES_BYTES = 64  # of scratch, in front of the columns: where eight walks have ended
 ROW_LEVELS, TREE_LEVELS = 16, 4  # after so many levels it is looked whether all walks have arrived
-RANK_MASK, COLUMN_MASK = 0xFFFF, 0xFFFFFF
 
 
 # ---- columns -----------------------------------------------------------------------------------------------
@@ -61,44 +63,14 @@ def _row_columns(forest, columns, r):
 
 
 @inner
-def _feature(eight, lane, rounds, rows):
-    x = load(rows + load_i64(eight + lane * 8))
-    return round_f32(x) if rounds else x
-
-
-@inner
-def _store_column(eight, lane, x, at, columns):
-    column = shift_right(at - load_i64(eight + EDGES_AT + lane * 8), 3)
-    if not abs(x) > load(eight + ZEROS_AT + lane * 8):  # so near to zero, or NaN
-        column = load_i64(eight + MISSING_AT + lane * 8)
-    store_u16(columns + lane * COLUMN, column)
-
-
-@inner
-def _fill_eight(eight, first_half, rounds, rows, columns):
-    """Eight columns of a row: how many edges are below the value, by halving, eight searches at a time."""
-    xa, xb, xc = _feature(eight, 0, rounds, rows), _feature(eight, 1, rounds, rows), _feature(eight, 2, rounds, rows)
-    xd, xe, xf = _feature(eight, 3, rounds, rows), _feature(eight, 4, rounds, rows), _feature(eight, 5, rounds, rows)
-    xg, xh = _feature(eight, 6, rounds, rows), _feature(eight, 7, rounds, rows)
-    edges = eight + EDGES_AT
-    a, b, c, d = load_i64(edges), load_i64(edges + 8), load_i64(edges + 16), load_i64(edges + 24)
-    e, f, g, h = load_i64(edges + 32), load_i64(edges + 40), load_i64(edges + 48), load_i64(edges + 56)
-    half = first_half
+def _fill_eight(eight, half, rounds, row, columns):
+    """Eight columns of a row: how many edges are below the value, by halving."""
+    values, places = load_features(row, eight, rounds), load_eight(eight + EDGES_AT)
     while half >= 8:
-        last = half - 8
-        a, b = a + (half & is_below(a + last, xa)), b + (half & is_below(b + last, xb))
-        c, d = c + (half & is_below(c + last, xc)), d + (half & is_below(d + last, xd))
-        e, f = e + (half & is_below(e + last, xe)), f + (half & is_below(f + last, xf))
-        g, h = g + (half & is_below(g + last, xg)), h + (half & is_below(h + last, xh))
+        places = halve_eight(places, values, half)
         half >>= 1
-    _store_column(eight, 0, xa, a + (8 & is_below(a, xa)), columns)
-    _store_column(eight, 1, xb, b + (8 & is_below(b, xb)), columns)
-    _store_column(eight, 2, xc, c + (8 & is_below(c, xc)), columns)
-    _store_column(eight, 3, xd, d + (8 & is_below(d, xd)), columns)
-    _store_column(eight, 4, xe, e + (8 & is_below(e, xe)), columns)
-    _store_column(eight, 5, xf, f + (8 & is_below(f, xf)), columns)
-    _store_column(eight, 6, xg, g + (8 & is_below(g, xg)), columns)
-    _store_column(eight, 7, xh, h + (8 & is_below(h, xh)), columns)
+    places = halve_eight(places, values, 8)
+    store_columns(columns, places, eight + EDGES_AT, values, eight + ZEROS_AT, eight + MISSING_AT)
 
 
 @inner
@@ -125,9 +97,9 @@ def _fill_categories(forest, spec, rows, columns, n_rows):
     for r in range(n_rows):
         x = load(at)
         table = spec.table + _find_category(spec, round_f32(x) if forest.rounds_inputs else x) * spec.n_columns
-        out = _row_columns(forest, columns, r) + spec.column * COLUMN
+        out = _row_columns(forest, columns, r) + spec.column * COLUMN_BYTES
         for j in range(spec.n_columns):
-            store_u16(out + j * COLUMN, load_u8(table + j))
+            store_u16(out + j * COLUMN_BYTES, load_u8(table + j))
         at += forest.width * 8
 
 
@@ -138,7 +110,7 @@ def _fill_columns(forest, rows, columns, n_rows):
         half = record(eight, EIGHT).half_bytes
         for r in range(n_rows):
             _fill_eight(eight, half, forest.rounds_inputs != 0, rows + r * forest.width * 8,
-                        _row_columns(forest, columns, r) + i * 8 * COLUMN)
+                        _row_columns(forest, columns, r) + i * 8 * COLUMN_BYTES)
     for i in range(forest.n_categories):
         _fill_categories(forest, record(forest.categories + i * CATEGORIES_BYTES, CATEGORIES), rows, columns, n_rows)
 
@@ -146,28 +118,32 @@ def _fill_columns(forest, rows, columns, n_rows):
 # ---- walks -------------------------------------------------------------------------------------------------
 
 @inner
-def _step(nodes, node, columns):
-    """The child to go to from a node; numbers of nodes."""
-    bits = load_i64(nodes + node * 8)
-    column = load_u16(columns + (shift_right(bits, 16) & COLUMN_MASK) * 8)
-    return node + shift_right(bits, 40) + (column > (bits & RANK_MASK))
+def _walk(nodes, columns, lane_bytes, levels, depth, eight):
+    """Eight walks of at most `depth` steps from these nodes → the leaves."""
+    while depth > 0:
+        before = sum_eight(eight)  # it only grows, until all have arrived
+        for _ in range(min(depth, levels)):
+            eight = step_eight(nodes, columns, lane_bytes, eight)
+        depth -= levels
+        if sum_eight(eight) == before:
+            break
+    return eight
 
 
 @inner
-def _leaf_value(forest, node):
-    """The one value of a leaf, where trees have one output."""
-    return load(forest.leaves + node * 8)
+def _tree(forest, t):
+    return record(forest.trees + t * TREE_BYTES, TREE)
 
 
 @inner
 def _add_one(forest, node, out):
     """Add the one value of a leaf to one row's output; sums only."""
-    after = load(out) + _leaf_value(forest, node)
+    after = load(out) + load(forest.leaves + node * 8)
     store(out, round_f32(after) if forest.rounds_sums else after)
 
 
 @inner
-def _add_leaf(forest, tree, node, out):
+def _add_several(forest, tree, node, out):
     """Add the values of a leaf of a tree to one row's outputs."""
     out += tree.first_output * 8
     values = forest.leaves + node * 8
@@ -185,88 +161,32 @@ def _add_leaf(forest, tree, node, out):
 
 
 @inner
-def _walk(nodes, columns, lane, levels, depth, a, b, c, d, e, f, g, h):
-    """Eight walks of at most `depth` steps from the nodes a … h → the leaves; each one's columns are `lane` on."""
-    while depth > 0:
-        before = a + b + c + d + e + f + g + h  # it only grows, until all have arrived
-        for _ in range(min(depth, levels)):
-            a = _step(nodes, a, columns)
-            b = _step(nodes, b, columns + lane)
-            c = _step(nodes, c, columns + 2 * lane)
-            d = _step(nodes, d, columns + 3 * lane)
-            e = _step(nodes, e, columns + 4 * lane)
-            f = _step(nodes, f, columns + 5 * lane)
-            g = _step(nodes, g, columns + 6 * lane)
-            h = _step(nodes, h, columns + 7 * lane)
-        depth -= levels
-        if a + b + c + d + e + f + g + h == before:
-            break
-    return a, b, c, d, e, f, g, h
-
-
-@inner
-def _walk_rows(forest, tree, columns, out):
+def _walk_rows(forest, tree, columns, leaves, out):
     """Eight rows through one tree."""
-    root, size = tree.root, forest.n_outputs * 8
-    a, b, c, d, e, f, g, h = _walk(forest.nodes, columns, 2, ROW_LEVELS, tree.depth,
-                                   root, root, root, root, root, root, root, root)
+    size = forest.n_outputs * 8
+    store_eight(leaves, _walk(forest.nodes, columns, 2, ROW_LEVELS, tree.depth, same_eight(tree.root)))
     if forest.is_single and forest.aggregate == SUM:
         out += tree.first_output * 8
-        _add_one(forest, a, out)
-        _add_one(forest, b, out + size)
-        _add_one(forest, c, out + 2 * size)
-        _add_one(forest, d, out + 3 * size)
-        _add_one(forest, e, out + 4 * size)
-        _add_one(forest, f, out + 5 * size)
-        _add_one(forest, g, out + 6 * size)
-        _add_one(forest, h, out + 7 * size)
+        for k in range(8):
+            _add_one(forest, load_i64(leaves + k * 8), out + k * size)
     else:
-        _add_leaf(forest, tree, a, out)
-        _add_leaf(forest, tree, b, out + size)
-        _add_leaf(forest, tree, c, out + 2 * size)
-        _add_leaf(forest, tree, d, out + 3 * size)
-        _add_leaf(forest, tree, e, out + 4 * size)
-        _add_leaf(forest, tree, f, out + 5 * size)
-        _add_leaf(forest, tree, g, out + 6 * size)
-        _add_leaf(forest, tree, h, out + 7 * size)
+        for k in range(8):
+            _add_several(forest, tree, load_i64(leaves + k * 8), out + k * size)
 
 
 @inner
-def _tree(forest, t):
-    return record(forest.trees + t * TREE_BYTES, TREE)
-
-
-@inner
-def _walk_trees(forest, t, columns, out):
-    """One row through the eight trees from t on."""
-    ta, tb, tc, td = _tree(forest, t), _tree(forest, t + 1), _tree(forest, t + 2), _tree(forest, t + 3)
-    te, tf, tg, th = _tree(forest, t + 4), _tree(forest, t + 5), _tree(forest, t + 6), _tree(forest, t + 7)
-    depth = max(max(max(ta.depth, tb.depth), max(tc.depth, td.depth)),
-                max(max(te.depth, tf.depth), max(tg.depth, th.depth)))
-    a, b, c, d, e, f, g, h = _walk(forest.nodes, columns, 0, TREE_LEVELS, depth, ta.root, tb.root, tc.root, td.root,
-                                   te.root, tf.root, tg.root, th.root)
-    if forest.is_single and forest.n_outputs == 1 and forest.aggregate == SUM and not forest.rounds_sums:
-        total = load(out) + _leaf_value(forest, a)
-        total = total + _leaf_value(forest, b) + _leaf_value(forest, c) + _leaf_value(forest, d)
-        total = total + _leaf_value(forest, e) + _leaf_value(forest, f) + _leaf_value(forest, g)
-        store(out, total + _leaf_value(forest, h))
-        return
-    _add_leaf(forest, ta, a, out)
-    _add_leaf(forest, tb, b, out)
-    _add_leaf(forest, tc, c, out)
-    _add_leaf(forest, td, d, out)
-    _add_leaf(forest, te, e, out)
-    _add_leaf(forest, tf, f, out)
-    _add_leaf(forest, tg, g, out)
-    _add_leaf(forest, th, h, out)
-
-
-@inner
-def _walk_one(forest, tree, columns, out):
-    node = tree.root
-    for _ in range(tree.depth):
-        node = _step(forest.nodes, node, columns)
-    _add_leaf(forest, tree, node, out)
+def _walk_trees(forest, t, n, columns, leaves, out):
+    """One row through the trees t … t + n − 1, eight at most; what is left of the eight walks nowhere."""
+    store_eight(leaves, _walk(forest.nodes, columns, 0, TREE_LEVELS, load_i64(forest.depths + t),
+                              load_eight(forest.roots + t * 8)))
+    if forest.is_single and forest.aggregate == SUM and forest.n_outputs == 1 and n == 8 and not forest.rounds_sums:
+        total = load(out)
+        for k in range(8):
+            total += load(forest.leaves + load_i64(leaves + k * 8) * 8)
+        store(out, total)
+    else:
+        for k in range(n):
+            _add_several(forest, _tree(forest, t + k), load_i64(leaves + k * 8), out)
 
 
 # ---- a block of rows ---------------------------------------------------------------------------------------
@@ -304,7 +224,8 @@ def run_trees(state, values, n_rows):
     """The kernel (ABI in native.py) of a step "trees"."""
     forest = record(state, FOREST)
     rows, out = load_i64(values + forest.input * 8), load_i64(values + forest.out * 8)
-    columns, size = load_i64(values + forest.columns * 8), forest.n_outputs * 8
+    leaves, size = load_i64(values + forest.columns * 8), forest.n_outputs * 8
+    columns = leaves + LEAVES_BYTES
     _fill_columns(forest, rows, columns, n_rows)
     _start(forest, out, n_rows)
     n_eights = n_rows - n_rows % 8
@@ -312,13 +233,10 @@ def run_trees(state, values, n_rows):
         for t in range(forest.n_trees):
             tree = _tree(forest, t)
             for i in range(0, n_eights, 8):
-                _walk_rows(forest, tree, _row_columns(forest, columns, i), out + i * size)
+                _walk_rows(forest, tree, _row_columns(forest, columns, i), leaves, out + i * size)
     for i in range(n_eights, n_rows):
-        row_columns, row_out = _row_columns(forest, columns, i), out + i * size
-        for t in range(0, forest.n_trees - 7, 8):
-            _walk_trees(forest, t, row_columns, row_out)
-        for t in range(forest.n_trees - forest.n_trees % 8, forest.n_trees):
-            _walk_one(forest, _tree(forest, t), row_columns, row_out)
+        for t in range(0, forest.n_trees, 8):
+            _walk_trees(forest, t, min(8, forest.n_trees - t), _row_columns(forest, columns, i), leaves, out + i * size)
     _finish(forest, out, n_rows)
     return 0
 
@@ -341,16 +259,20 @@ def state_of(step: Step, widths: list[int], number: int, scratch: int) -> tuple[
     values, base = arrays["values"], arrays["base"]
     if step.numbers["rounds_sums"]:
         values, base = (array.astype(np.float32).astype(np.float64) for array in (values, base))
+    fill = -len(forest.roots) % 8
+    roots = np.append(forest.roots, np.zeros(fill, np.int64))
+    depths = np.append(forest.depths, np.zeros(fill, np.int64)).reshape(-1, 8).max(axis=1)
     is_single = bool((arrays["output_width"] == 1).all())
     leaves = values[np.minimum(forest.place, len(values) - 1)] if is_single else forest.place
     state = np.zeros(1, FOREST)
-    state[0] = (step.inputs[0], widths[0], number, step.width, scratch, n_columns * COLUMN,
+    state[0] = (step.inputs[0], widths[0], number, step.width, scratch, n_columns * COLUMN_BYTES,
                 len(eights), eights.ctypes.data, len(categories), categories.ctypes.data,
-                len(tree_records), tree_records.ctypes.data, nodes.ctypes.data, base.ctypes.data,
+                len(tree_records), tree_records.ctypes.data, roots.ctypes.data, depths.ctypes.data,
+                nodes.ctypes.data, base.ctypes.data,
                 is_single, leaves.ctypes.data, values.ctypes.data,
                 int(step.numbers["aggregate"]), int(step.numbers["rounds_inputs"]), int(step.numbers["rounds_sums"]))
-    owners = (eights, categories, owned, tree_records, nodes, leaves, values, base, arrays)
-    return state.view(np.uint8), owners, n_columns * COLUMN // 8
+    owners = (eights, categories, owned, tree_records, roots, depths, nodes, leaves, values, base, arrays)
+    return state.view(np.uint8), owners, n_columns * COLUMN_BYTES // 8
 
 
 def _column_records(arrays: dict[str, np.ndarray]):
