@@ -29,6 +29,7 @@ compare: $(VENV)/bench.stamp
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz --requests 1000000
 	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m tests.fuzz --requests 200000
+	$(BIN)/python -m tests.fuzz_models --mutations 50000
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,7 @@ from kernels.program import Program
 from kernels.row_kernels import ASK_SIGNATURE, KERNEL_SIGNATURE, PREDICT_SIGNATURE
 from kernels.step import Step
 
-BLOCK_ROWS = 64
+BLOCK_ROWS, FOREST_ROWS = 64, 256  # with trees more: each block reads all of them
 BLOCK_DOUBLES = 1 << 17  # of scratch at most, 1 MiB, unless one row needs more: it should stay in the cache
 
 
@@ -94,7 +94,8 @@ class CompiledProgram:
         """(where each value begins in scratch, rows a block, float64 in all); the addresses come first."""
         widths = np.array([*program.widths, *self.scratch_widths], np.int64)
         fixed = np.array([self.fixed.get(value, 0) for value in range(len(widths))], np.int64)
-        rows = int(np.clip((BLOCK_DOUBLES - fixed.sum()) // widths.sum(), 1, BLOCK_ROWS))
+        most = FOREST_ROWS if any(step.op == "trees" for step in program.steps) else BLOCK_ROWS
+        rows = int(np.clip((BLOCK_DOUBLES - fixed.sum()) // widths.sum(), 1, most))
         rows -= rows % 8 if rows > 8 else 0
         sizes = -(-(widths * rows + fixed) // 8) * 8
         first = -(-len(widths) // 8) * 8

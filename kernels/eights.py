@@ -147,3 +147,30 @@ def store_columns(typingctx, columns, places, edges, values, zeros, missing):
             _store(builder, column, _plus(builder, columns, COLUMN_BYTES * k))
         return context.get_dummy_value()
     return types.void(types.intp, eight_ints, types.intp, eight_floats, types.intp, types.intp), codegen
+
+
+def _pick(builder, table, place):
+    return _load(builder, builder.add(table, builder.shl(place, _i64(3))), _f64)
+
+
+@intrinsic
+def add_picked(typingctx, out, table, eight):
+    """Add to eight float64 side by side those at eight places of a table, each to its own."""
+    def codegen(context, builder, signature, args):
+        out, table, eight = args
+        for k, place in enumerate(_lanes(builder, eight)):
+            at = _plus(builder, out, 8 * k)
+            _store(builder, builder.fadd(_load(builder, at, _f64), _pick(builder, table, place)), at)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, eight_ints), codegen
+
+
+@intrinsic
+def sum_picked(typingctx, total, table, eight):
+    """Add the float64 at eight places of a table to a total, one after the other."""
+    def codegen(context, builder, signature, args):
+        total, table, eight = args
+        for place in _lanes(builder, eight):
+            total = builder.fadd(total, _pick(builder, table, place))
+        return total
+    return types.float64(types.float64, types.intp, eight_ints), codegen

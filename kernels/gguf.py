@@ -172,9 +172,9 @@ def _read_metadata(cursor: _Cursor, n_pairs: int) -> dict[str, object]:
     for _ in range(n_pairs):
         key = cursor.name(MAX_KEY_BYTES, "a metadata key")
         if key in metadata:
-            raise ModelError(f"expected metadata keys to be unique, found {key!r} twice")
-        value_type = cursor.scalar("<u4", f"the type of {key!r}")
-        metadata[key] = _read_value(cursor, value_type, repr(key), depth=0)
+            raise ModelError(f"expected metadata keys to be unique, found {key!r:.80} twice")
+        value_type = cursor.scalar("<u4", f"the type of {key!r:.80}")
+        metadata[key] = _read_value(cursor, value_type, f"{key!r:.80}", depth=0)
     return metadata
 
 

@@ -18,8 +18,8 @@ from kernels.native import ASK, CALL, PROGRAM
 from kernels.row_ops import BINARY_CODES as B
 from kernels.row_ops import NORM_L1, NORM_MAX, REDUCE_CODES, SOFTMAX, SOFTMAX_ZERO, UNARY_CODES
 from kernels.simd import (
-    add, caller_of, keep_scalar, load, load_f32, load_f64, load_first_f64, load_i64, load_one_f32, mul, record, round_f32,
-    store, store_f64, store_i64, sum_lanes, zero,
+    add, caller_of, keep_scalar, load, load_f32, load_f64, load_first_f64, load_i64, load_one_f32, mul, record,
+    round_f32, store, store_f64, store_i64, sum_lanes, zero,
 )
 from kernels.step import Step
 

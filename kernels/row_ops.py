@@ -355,6 +355,7 @@ def _onehot(step: Step, values: Values) -> np.ndarray:
 
 MIN_FLOAT_OUTPUTS = 8
 
+
 def _check_dense(step: Step, widths: list[int]) -> None:
     _expect_inputs(widths, 1)
     _check_rounds(step)

@@ -17,14 +17,15 @@ from kernels.compiled import inner
 from kernels.ensemble import AVERAGE, EXACT, MAX, MIN, NAN_IS_ZERO, NAN_LEFT, SUM, TRUNCATED_POSITIVE, ZERO_LEFT
 from kernels.ensemble import ZERO_RIGHT
 from kernels.eights import (
-    COLUMN_BYTES, halve_eight, load_eight, load_features, same_eight, step_eight, store_columns, store_eight, sum_eight,
+    COLUMN_BYTES, add_picked, halve_eight, load_eight, load_features, same_eight, step_eight, store_columns,
+    store_eight, sum_eight, sum_picked,
 )
 from kernels.simd import load, load_i64, load_u8, record, round_f32, shift_right, store, store_u16
 from kernels.step import Step
 from kernels.trees import CATEGORY, FEATURE, N_COLUMNS, N_EDGES, RULE, ZERO_THRESHOLD
 
 FOREST = np.dtype([
-    ("input", np.int64), ("width", np.int64), ("out", np.int64), ("n_outputs", np.int64),
+    ("input", np.int64), ("n_features", np.int64), ("out", np.int64), ("n_outputs", np.int64),
     ("columns", np.int64),  # number of the scratch value for the columns
     ("column_bytes", np.int64),  # of eight rows
     ("n_eights", np.int64), ("eights", np.int64), ("n_categories", np.int64), ("categories", np.int64),
@@ -32,10 +33,12 @@ FOREST = np.dtype([
     ("roots", np.int64),   # (n_trees filled up to eights) int64: the first node; after the last tree that of tree 0
     ("depths", np.int64),  # (n_trees / 8, rounded up) int64: the greatest depth of eight trees
     ("nodes", np.int64), ("base", np.int64),
-    ("is_single", np.int64),  # 1: each tree has one output, and `leaves` its float64 of each node
-    ("leaves", np.int64),   # else (n_nodes) int64: where in `values` those of a leaf begin
+    ("width", np.int64),    # outputs that every tree has; 0 = trees have different ones
+    ("leaves", np.int64),   # (n_nodes, width) float64; else (n_nodes) int64: where in `values` those of a leaf begin
     ("values", np.int64),
     ("aggregate", np.int64), ("rounds_inputs", np.int64), ("rounds_sums", np.int64),
+    ("is_plain", np.int64),  # 1: sums or averages that are not rounded
+    ("is_score", np.int64),  # 1: and there is one output
 ])
 # Eight numeric columns side by side, their edges filled up with infinities to the same power of two.
 EIGHT = np.dtype([
@@ -50,6 +53,7 @@ CATEGORIES = np.dtype([("feature", np.int64), ("rule", np.int64), ("n_found", np
                        ("n_columns", np.int64), ("column", np.int64), ("table", np.int64)])
 TREE = np.dtype([("root", np.int64), ("depth", np.int64), ("first_output", np.int64), ("width", np.int64)])
 EIGHT_BYTES, CATEGORIES_BYTES, TREE_BYTES = EIGHT.itemsize, CATEGORIES.itemsize, TREE.itemsize
+MAX_INLINE_WIDTH = 4  # outputs of a leaf that are kept by node, where inner nodes waste as much
 LEAVES_BYTES = 64  # of scratch, in front of the columns: where eight walks have ended
 ROW_LEVELS, TREE_LEVELS = 16, 4  # after so many levels it is looked whether all walks have arrived
 
@@ -100,7 +104,7 @@ def _fill_categories(forest, spec, rows, columns, n_rows):
         out = _row_columns(forest, columns, r) + spec.column * COLUMN_BYTES
         for j in range(spec.n_columns):
             store_u16(out + j * COLUMN_BYTES, load_u8(table + j))
-        at += forest.width * 8
+        at += forest.n_features * 8
 
 
 @inner
@@ -109,7 +113,7 @@ def _fill_columns(forest, rows, columns, n_rows):
         eight = forest.eights + i * EIGHT_BYTES
         half = record(eight, EIGHT).half_bytes
         for r in range(n_rows):
-            _fill_eight(eight, half, forest.rounds_inputs != 0, rows + r * forest.width * 8,
+            _fill_eight(eight, half, forest.rounds_inputs != 0, rows + r * forest.n_features * 8,
                         _row_columns(forest, columns, r) + i * 8 * COLUMN_BYTES)
     for i in range(forest.n_categories):
         _fill_categories(forest, record(forest.categories + i * CATEGORIES_BYTES, CATEGORIES), rows, columns, n_rows)
@@ -136,19 +140,17 @@ def _tree(forest, t):
 
 
 @inner
-def _add_one(forest, node, out):
-    """Add the one value of a leaf to one row's output; sums only."""
-    after = load(out) + load(forest.leaves + node * 8)
-    store(out, round_f32(after) if forest.rounds_sums else after)
+def _leaf_values(forest, node):
+    """The address of the values of a leaf."""
+    if forest.width == 0:
+        return forest.values + load_i64(forest.leaves + node * 8) * 8
+    return forest.leaves + node * forest.width * 8
 
 
 @inner
-def _add_several(forest, tree, node, out):
+def _add_leaf(forest, tree, node, out):
     """Add the values of a leaf of a tree to one row's outputs."""
-    out += tree.first_output * 8
-    values = forest.leaves + node * 8
-    if not forest.is_single:
-        values = forest.values + load_i64(values) * 8
+    values, out = _leaf_values(forest, node), out + tree.first_output * 8
     for k in range(0, tree.width * 8, 8):
         value, before = load(values + k), load(out + k)
         if forest.aggregate == MIN:
@@ -161,32 +163,38 @@ def _add_several(forest, tree, node, out):
 
 
 @inner
+def _add_plain(forest, tree, node, out):
+    """As `_add_leaf`, for sums that are not rounded."""
+    values, out = _leaf_values(forest, node), out + tree.first_output * 8
+    for k in range(0, tree.width * 8, 8):
+        store(out + k, load(out + k) + load(values + k))
+
+
+@inner
 def _walk_rows(forest, tree, columns, leaves, out):
     """Eight rows through one tree."""
-    size = forest.n_outputs * 8
-    store_eight(leaves, _walk(forest.nodes, columns, 2, ROW_LEVELS, tree.depth, same_eight(tree.root)))
-    if forest.is_single and forest.aggregate == SUM:
-        out += tree.first_output * 8
-        for k in range(8):
-            _add_one(forest, load_i64(leaves + k * 8), out + k * size)
-    else:
-        for k in range(8):
-            _add_several(forest, tree, load_i64(leaves + k * 8), out + k * size)
+    eight = _walk(forest.nodes, columns, 2, ROW_LEVELS, tree.depth, same_eight(tree.root))
+    if forest.is_score:
+        add_picked(out, forest.leaves, eight)
+        return
+    store_eight(leaves, eight)
+    for k in range(8):
+        if forest.is_plain:
+            _add_plain(forest, tree, load_i64(leaves + k * 8), out + k * forest.n_outputs * 8)
+        else:
+            _add_leaf(forest, tree, load_i64(leaves + k * 8), out + k * forest.n_outputs * 8)
 
 
 @inner
 def _walk_trees(forest, t, n, columns, leaves, out):
     """One row through the trees t … t + n − 1, eight at most; what is left of the eight walks nowhere."""
-    store_eight(leaves, _walk(forest.nodes, columns, 0, TREE_LEVELS, load_i64(forest.depths + t),
-                              load_eight(forest.roots + t * 8)))
-    if forest.is_single and forest.aggregate == SUM and forest.n_outputs == 1 and n == 8 and not forest.rounds_sums:
-        total = load(out)
-        for k in range(8):
-            total += load(forest.leaves + load_i64(leaves + k * 8) * 8)
-        store(out, total)
-    else:
-        for k in range(n):
-            _add_several(forest, _tree(forest, t + k), load_i64(leaves + k * 8), out)
+    eight = _walk(forest.nodes, columns, 0, TREE_LEVELS, load_i64(forest.depths + t), load_eight(forest.roots + t * 8))
+    if forest.is_score and n == 8:
+        store(out, sum_picked(load(out), forest.leaves, eight))
+        return
+    store_eight(leaves, eight)
+    for k in range(n):
+        _add_leaf(forest, _tree(forest, t + k), load_i64(leaves + k * 8), out)
 
 
 # ---- a block of rows ---------------------------------------------------------------------------------------
@@ -262,17 +270,26 @@ def state_of(step: Step, widths: list[int], number: int, scratch: int) -> tuple[
     fill = -len(forest.roots) % 8
     roots = np.append(forest.roots, np.zeros(fill, np.int64))
     depths = np.append(forest.depths, np.zeros(fill, np.int64)).reshape(-1, 8).max(axis=1)
-    is_single = bool((arrays["output_width"] == 1).all())
-    leaves = values[np.minimum(forest.place, len(values) - 1)] if is_single else forest.place
+    width = int(arrays["output_width"][0]) if (arrays["output_width"] == arrays["output_width"][0]).all() else 0
+    if width > MAX_INLINE_WIDTH:
+        width = 0
+    leaves = _by_node(forest.place, values, width) if width else forest.place
+    aggregate, rounds_sums = int(step.numbers["aggregate"]), int(step.numbers["rounds_sums"])
+    is_plain = aggregate in (SUM, AVERAGE) and not rounds_sums
     state = np.zeros(1, FOREST)
     state[0] = (step.inputs[0], widths[0], number, step.width, scratch, n_columns * COLUMN_BYTES,
                 len(eights), eights.ctypes.data, len(categories), categories.ctypes.data,
                 len(tree_records), tree_records.ctypes.data, roots.ctypes.data, depths.ctypes.data,
                 nodes.ctypes.data, base.ctypes.data,
-                is_single, leaves.ctypes.data, values.ctypes.data,
-                int(step.numbers["aggregate"]), int(step.numbers["rounds_inputs"]), int(step.numbers["rounds_sums"]))
+                width, leaves.ctypes.data, values.ctypes.data,
+                aggregate, int(step.numbers["rounds_inputs"]), rounds_sums, is_plain, is_plain and step.width == 1)
     owners = (eights, categories, owned, tree_records, roots, depths, nodes, leaves, values, base, arrays)
     return state.view(np.uint8), owners, n_columns * COLUMN_BYTES // 8
+
+
+def _by_node(place: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
+    """The values (n_nodes, width) of every node, of which those of leaves count: one access of memory, not two."""
+    return values[np.minimum(place[:, None] + np.arange(width), len(values) - 1)]
 
 
 def _column_records(arrays: dict[str, np.ndarray]):

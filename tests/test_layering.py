@@ -18,11 +18,14 @@ ROOMS = {  # room: what it may import beside the standard library and itself
     "databricks": {"kernels", "mlflow", "pyspark", "databricks", "pyarrow"},
 }
 EXTRAS = {  # imported on use, in this file only
-    "kernels/__main__.py": {"pandas"},
+    "kernels/__main__.py": {"pandas", "pyarrow"},
     "kernels/export.py": {"gguf"},
     "kernels/onnx_backend.py": {"onnx"},
     "kernels/onnx_graph.py": {"onnx"},
     "kernels/onnx_ops.py": {"onnx"},
+    "kernels/onnxruntime_engine.py": {"onnxruntime"},
+    "kernels/sklearn_models.py": {"skl2onnx"},
+    "kernels/verify.py": {"joblib", "lightgbm", "onnxruntime", "sklearn", "xgboost"},
 }
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
            for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}

@@ -77,7 +77,8 @@ def test_one_row_of_lightgbm_against_itself(goals):
     goals.check((f"one row, {BOOSTER}, ours over LightGBM's", found, Goal("≤", 0.4, TOLERANCE)))
 
 
-@pytest.mark.parametrize(("name", "goal"), [("LogisticRegression", 1.0), ("MLP 64-64", 1.0), (FOREST, 0.4), (BOOSTER, 0.4)])
+@pytest.mark.parametrize(("name", "goal"), [
+    ("LogisticRegression", 1.0), ("MLP 64-64", 1.0), (FOREST, 0.4), (BOOSTER, 0.4)])
 def test_many_rows_against_onnx_runtime(goals, name, goal):
     rows = data()[0].astype(np.float32)
     model, run = kernels.load(trained(name).own), session(trained(name).onnx)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import tracemalloc
 import warnings
 
 import lightgbm
@@ -36,7 +37,8 @@ ROWS = np.concatenate([RNG.normal(size=(70, 6)), [[0, -0.0, 1, -1, 0.5, 2], [3, 
 def pair(graph_model: onnx.ModelProto) -> tuple[TabularModel, TabularModel]:
     """The native model and its numpy twin."""
     lowered = lower(onnx_graph.from_model(graph_model, None))
-    native, plain = (TabularModel("m", "1", lowered.model_type, lowered.signature, lowered.program, native=one)
+    native, plain = (TabularModel("m", "1", lowered.model_type, lowered.signature, lowered.program, native=one,
+                                  takes_missing_in=lowered.takes_missing_in)
                      for one in (True, False))
     return native, plain
 
@@ -560,6 +562,19 @@ def test_unknown_string_is_ignored_or_has_no_answer():
     assert np.array_equal(models[0].predict_proba(missing), models[0].predict_proba(row))
 
 
+def test_missing_values_are_tried_in_a_row_that_has_an_answer():
+    """1 is no category here: a row of ones has no answer, be anything missing or not."""
+    nodes = [node("Imputer", ["x"], ["a"], imputed_value_floats=[7.0], replaced_value_float=np.nan),
+             node("Cast", ["z"], ["c"], to=INT64), node("OneHotEncoder", ["c"], ["d"], cats_int64s=[5, 7], zeros=0),
+             node("Flatten", ["d"], ["e"]), node("Concat", ["a", "e"], ["y"], axis=1)]
+    built = model(nodes, [info("x", FLOAT, ["n", 1]), info("z", FLOAT, ["n", 1])], [info("y", FLOAT)], ml_opset=3)
+    models = pair(built)
+    assert models[0].takes_missing_in.tolist() == [True, False]
+    assert same_bits(models, np.array([[np.nan, 5.0], [2.0, 7.0]])).tolist() == [[7, 1, 0], [2, 0, 1]]
+    with pytest.raises(ModelError):
+        models[0].predict(np.array([[2.0, 6.0]]))
+
+
 def strings_model(nodes: list, n: int, constants: dict | None = None, output: int = FLOAT) -> onnx.ModelProto:
     return model(nodes, [info("x", STRING, ["n", n])], [info("y", output)], constants, opset=17, ml_opset=3)
 
@@ -756,6 +771,17 @@ def test_what_no_program_computes_is_refused_by_name(name):
         lower(onnx_graph.from_model(graph_of(REFUSED[name], FLOAT), None))
 
 
+def test_memory_stays_small():
+    graph = onnx_graph.from_model(graph_of(bomb(), FLOAT), None)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotTabular):
+            lower(graph)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_constants_do_not_explode():
     nodes = [node("Reshape", ["c", "tall"], ["t"]), node("Mul", ["c", "t"], ["big"]), node("ReduceSum", ["big"], ["s"]),
              node("Add", ["x", "s"], ["y"])]
@@ -793,6 +819,26 @@ OUTPUTS = {
     "a label of no table": ([node("Cast", ["x"], ["i"], to=INT64), node("ReduceSum", ["i", "k"], ["a"]),
                              node("Softmax", ["x"], ["b"])], {"a": INT64, "b": FLOAT}, "looked up in a table"),
 }
+
+
+@pytest.mark.parametrize("labels", [{"classlabels_strings": ["a", "b"]}, {"classlabels_int64s": [4, 5]}])
+def test_labels_of_no_table_are_those_of_zip_map(labels):
+    kind = STRING if "classlabels_strings" in labels else INT64
+    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(
+        kind, helper.make_tensor_type_proto(FLOAT, [])))
+    nodes = [node("Cast", ["x"], ["label"], to=INT64), node("Concat", ["x", "x"], ["p"], axis=1),
+             node("ZipMap", ["p"], ["probabilities"], **labels)]
+    built = model(nodes, [info("x", FLOAT, ["n", 1])], [info("label", INT64), helper.make_value_info(
+        "probabilities", maps)])
+    if kind == STRING:
+        with pytest.raises(NotTabular, match="looked up in a table"):
+            pair(built)
+        return
+    models = pair(built)
+    assert same_bits(models, np.array([[4.0], [5.5]])).tolist() == [4, 5]
+    for one in models:
+        with pytest.raises(ModelError):
+            one.predict(np.array([[6.0]]))
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

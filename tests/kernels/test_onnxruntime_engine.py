@@ -322,7 +322,7 @@ def test_missing_package_is_named_with_the_way_to_it(tmp_path, monkeypatch, pack
 
 def with_outputs(*outputs: onnx.ValueInfoProto, nodes: list | None = None) -> onnx.ModelProto:
     made = nodes or [node("Erf", ["x"], ["y"]), node("Neg", ["x"], ["z"])]
-    return model(made, [info("x", FLOAT, ["n", 3])], list(outputs), {"long": np.array([-1, 3])}, opset=17)
+    return model(made, [info("x", FLOAT, ["n", 3])], list(outputs), {"all": np.ones(3, bool)}, opset=17)
 
 
 def of_input(data_type: int, shape: list | None) -> onnx.ModelProto:
@@ -341,9 +341,13 @@ REFUSED = {
     "operator that nobody has": (with_outputs(info("y", FLOAT), nodes=[node("Nonsense", ["x"], ["y"])]),
                                  "ONNX Runtime refuses the model"),
     "classes that only the file says": (
-        with_outputs(info("i", INT64), info("x1", FLOAT, ["n", 1 << 40]),
-                     nodes=[node("Reshape", ["x", "long"], ["x1"]), node("ArgMax", ["x1"], ["i"], axis=1)]),
-        "probabilities, found 3|refuses the model"),
+        with_outputs(info("i", INT64), info("s", FLOAT, ["n", 1 << 40]),
+                     nodes=[node("Compress", ["x", "all"], ["s"], axis=1), node("ArgMax", ["s"], ["i"], axis=1)]),
+        "known classes"),
+    "more classes than scores": (
+        with_outputs(info("i", INT64), info("s", FLOAT, ["n", 4]),
+                     nodes=[node("Compress", ["x", "all"], ["s"], axis=1), node("ArgMax", ["s"], ["i"], axis=1)]),
+        "expected 4 probabilities, found 3"),
     "cycle": (with_outputs(info("y", FLOAT), nodes=[node("Add", ["x", "y"], ["z"]), node("Neg", ["z"], ["y"])]),
               "ONNX Runtime refuses the model"),
 }

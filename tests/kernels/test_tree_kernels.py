@@ -20,7 +20,8 @@ THRESHOLDS = [-math.inf, -1e308, -2.0, -1.0, -1e-30, -ZERO, -1e-36, -5e-324, -0.
 RULES = [NAN_RIGHT, NAN_LEFT, NAN_IS_ZERO, ZERO_RIGHT, ZERO_LEFT]
 SETS = (np.empty(0), np.array([0.0]), np.array([-3.0, 0.0, 2.0, 1e9]), np.array([0.5, 1.0, 7.0]), np.arange(40.0),
         np.array([-1e300, 3.0]), np.array([2.0**53, 1e300, math.inf]))
-CATEGORIES = [-3.5, -3.0, -1.0, -0.5, -0.0, 0.2, 0.5, 1.0, 2.0, 2.9, 3.0, 7.0, 7.5, 39.0, 39.9, 40.0, 1e9, 2.0**53, 1e300]
+CATEGORIES = [-3.5, -3.0, -1.0, -0.5, -0.0, 0.2, 0.5, 1.0, 2.0, 2.9, 3.0, 7.0, 7.5, 39.0, 39.9, 40.0, 1e9, 2.0**53,
+              1e300]
 
 
 def random_ensemble(seed: int, n_trees: int = 11, n_features: int = 4, n_outputs: int = 1, depth: int = 5,
@@ -96,7 +97,8 @@ def rows_around(ensemble: TreeEnsemble, seed: int = 0, n: int = 60) -> np.ndarra
 def assert_all_agree(ensemble: TreeEnsemble, X: np.ndarray) -> np.ndarray:
     """Kernel (many rows, eight, one), numpy and oracle, to the bit → the scores (n, n_outputs)."""
     program = program_of(ensemble)
-    compiled, portable, expected = model_of(program), model_of(program, native=False), naive_trees.raw_scores(ensemble, X)
+    compiled, portable = model_of(program), model_of(program, native=False)
+    expected = naive_trees.raw_scores(ensemble, X)
     assert_same(portable.predict(X).reshape(expected.shape), expected)
     assert_same(compiled.predict(X).reshape(expected.shape), expected)
     for n in (1, 7, 8, 9):
@@ -185,7 +187,8 @@ def test_trees_of_one_leaf_among_others():
     order = np.random.default_rng(0).permutation(33)
     joined = replace(ensemble, **{name: both(name)[order] for name in ("first_output", "output_width")},
                      root=both("root", n)[order], leaf=both("leaf", n_values), leaf_values=both("leaf_values"),
-                     **{name: both(name) for name in ("feature", "threshold", "left", "right", "missing", "category_set")})
+                     **{name: both(name) for name in ("feature", "threshold", "left", "right", "missing",
+                                                      "category_set")})
     assert_all_agree(joined, rows_around(joined))
 
 
@@ -315,8 +318,10 @@ def test_unsound_ensembles_are_refused():
 
 STEP_CHANGES = [
     ("specs", (0, 0), -1), ("specs", (0, 0), 4), ("specs", (0, 1), 5), ("specs", (0, 1), 11), ("specs", (0, 2), 2**40),
-    ("specs", (0, 2), -1), ("specs", (0, 3), 2), ("specs", (-1, 3), 0), ("specs", (-1, 3), 2**40), ("edges", 0, math.nan),
-    ("edges", 0, math.inf), ("edges", 1, -math.inf), ("tables", 0, 2), ("node_columns", 0, -2), ("node_columns", 0, 10**6),
+    ("specs", (0, 2), -1), ("specs", (0, 3), 2), ("specs", (-1, 3), 0), ("specs", (-1, 3), 2**40),
+    ("edges", 0, math.nan),
+    ("edges", 0, math.inf), ("edges", 1, -math.inf), ("tables", 0, 2), ("node_columns", 0, -2),
+    ("node_columns", 0, 10**6),
     ("node_columns", 0, -1), ("node_ranks", 0, 65535), ("node_ranks", 0, 65534), ("node_ranks", -1, 3),
     ("tree_sizes", 0, 0), ("tree_sizes", 0, -1), ("tree_sizes", 0, 2**62), ("tree_sizes", slice(2), 1),
     ("first_output", 0, -1), ("first_output", 0, 1), ("first_output", 0, 2**62), ("output_width", 0, 0),
@@ -336,8 +341,7 @@ def test_step_with_an_unsound_array_is_refused(name, place, value):
         Program(4, (step._replace(arrays=step.arrays | {name: array}),), 1, 0, 1, (1,))
 
 
-@pytest.mark.parametrize("name", ["specs", "edges", "tables", "node_columns", "node_ranks", "tree_sizes", "first_output",
-                                  "output_width", "values", "base", "cover"])
+@pytest.mark.parametrize("name", trees.ARRAYS.split())
 def test_step_with_an_array_of_another_length_or_type_is_refused(name):
     ensemble = random_ensemble(0)
     step = step_of(replace(ensemble, cover=np.ones(len(ensemble.feature))))
@@ -354,6 +358,15 @@ def test_step_with_an_unsound_number_is_refused(name, number):
     step = step_of(random_ensemble(0))
     with pytest.raises(ModelError, match="expected"):
         Program(4, (step._replace(numbers=step.numbers | {name: number}),), 1, 0, 1, (1,))
+
+
+@pytest.mark.parametrize("name", ["values", "base"])
+def test_sums_in_float32_take_no_number_beyond_it(name):
+    step = step_of(random_ensemble(0, rounds_sums=True))
+    array = step.arrays[name].copy()
+    array[0] = 3.5e38
+    with pytest.raises(ModelError, match="finite leaf values"):
+        Program(4, (step._replace(arrays=step.arrays | {name: array}),), 1, 0, 1, (1,))
 
 
 def test_deep_tree_among_many_small_ones_is_measured_in_time_that_adds():
