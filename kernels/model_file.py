@@ -26,9 +26,9 @@ def load(path: str | Path, threads: int = 1, native: bool = True, engine: str = 
     path = Path(path)
     if engine not in ENGINES:
         raise ModelError(f"expected one of {', '.join(ENGINES)} for the engine, found {engine!r:.40}")
-    kind = kind_of(path)
+    kind = kind_of(path) or (ONNX if path.suffix == ".onnx" else None)  # its fields may come in any order
     if engine == "onnxruntime":
-        if kind not in (ONNX, None):  # what is not known may be ONNX still, its fields in another order
+        if kind not in (ONNX, None):
             raise ModelError(f"{path.name}: expected an ONNX file for the engine onnxruntime, found {kind}")
         return onnxruntime_engine.read(path, threads)
     if kind is None:

@@ -30,7 +30,7 @@ from tests.bench.syscalls import NoTrace, calls_a_request
 
 ROUNDS, STARTS = 5, 5
 CONNECTIONS = 16
-PACKAGES = ("numpy", "numba", "scikit-learn", "fastapi", "uvicorn")
+PACKAGES = ("numpy", "numba", "scikit-learn", "lightgbm", "onnxruntime", "fastapi", "uvicorn")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,39 @@ ROWS: dict[str, Callable[[], Row]] = {
 }
 
 
+# --- tabular models in process --------------------------------------------------------------------
+
+def tabular_lines() -> list[str]:
+    """A line a model: one row and many, one thread, of ours, of ONNX Runtime and of the training library."""
+    from tests.bench.tabular_models import NAMES, data, session, trained
+    rows, lines = data()[0], []
+    narrow = rows.astype(np.float32)
+    for name in NAMES:
+        print(name, file=sys.stderr, flush=True)
+        model, run = kernels.load(trained(name).own), session(trained(name).onnx)
+        estimator = trained(name).estimator
+        if hasattr(estimator, "n_jobs"):
+            estimator.set_params(n_jobs=1)
+        calls = [lambda x: model.predict(x), lambda x: run(x), lambda x: estimator.predict(x)]
+        inputs = [narrow, narrow, rows]
+        one = [best_of(call, x[:1].copy(), n) for call, x, n in zip(calls, inputs, (1000, 1000, 20))]
+        many = [best_of(call, x, 1) for call, x in zip(calls, inputs)]
+        cells = [name, *(f"{s * 1e6:,.1f}" for s in one), *(f"{s * 1e3:,.2f}" for s in many)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def best_of(call: Callable[[np.ndarray], object], rows: np.ndarray, times: int) -> float:
+    """The shortest time of a call, s: the others were disturbed."""
+    found = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(times):
+            call(rows)
+        found.append((time.perf_counter() - start) / times)
+    return min(found)
+
+
 # --- text ---------------------------------------------------------------------------------------
 
 def seconds(value: float) -> str:
@@ -209,6 +242,15 @@ calls: of all threads, a request, on one keep-alive connection, by strace. The m
 | way | cold start | warm p50 | warm p99 | requests/s | memory | system calls | |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
+
+## Tabular models in process
+
+One thread, 30 features, `predict`: µs for one row, ms for 20,000 rows, the shortest of {ROUNDS} rounds. The training
+library is scikit-learn, or LightGBM through its scikit-learn interface; ONNX Runtime takes float32 rows.
+
+| model | one: Testigo | ONNX Runtime | training library | 20,000: Testigo | ONNX Runtime | training library |
+|---|---|---|---|---|---|---|
+{chr(10).join(tabular_lines())}
 """
 
 

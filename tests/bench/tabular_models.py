@@ -8,6 +8,7 @@ import hashlib
 import os
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,3 +85,13 @@ def _onnx(estimator: Any) -> bytes:
         model = convert_sklearn(estimator, initial_types=[("X", FloatTensorType([None, N_FEATURES]))],
                                 options={id(estimator): {"zipmap": False}})
     return model.SerializeToString()
+
+
+def session(path: Path, threads: int = 1) -> Callable[[np.ndarray], list]:
+    """What ONNX Runtime answers for rows of float32: labels, probabilities."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = run.get_inputs()[0].name
+    return lambda rows: run.run(None, {name: rows})

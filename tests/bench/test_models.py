@@ -18,7 +18,7 @@ import pytest
 import kernels
 from tests.bench.conftest import Goal
 from tests.bench.peers import SOURCES, Missing
-from tests.bench.tabular_models import N_ROWS, NAMES, data, trained
+from tests.bench.tabular_models import N_ROWS, NAMES, data, session, trained
 
 pytest.importorskip("onnxruntime")
 
@@ -26,15 +26,6 @@ ROUNDS = 9
 TOLERANCE = 0.1
 FOREST, BOOSTER = "RandomForest 200 × depth 12", "LightGBM 200 × 63 leaves"
 LLEAVES_PACKAGES = ("lleaves", "llvmlite==0.43.0", "numpy<2.1", "pandas", "lightgbm")
-
-
-def session(path: Path, threads: int = 1) -> Callable[[np.ndarray], list]:
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = run.get_inputs()[0].name
-    return lambda rows: run.run(None, {name: rows})
 
 
 def ratios(ours: Callable[[], object], theirs: Callable[[], object], times: int) -> tuple[list[float], list[float]]:
