@@ -57,6 +57,11 @@ def cfunc(signature):
     return compile_now
 
 
+def is_compiled(function) -> bool:
+    """Whether the cache has this function's machine code."""
+    return any(cache_dir(_package_dir(function)).rglob(f"*.{function.__name__}-*.nbi"))
+
+
 def _package_dir(function) -> Path:
     return Path(function.__code__.co_filename).resolve().parent
 

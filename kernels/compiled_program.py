@@ -4,11 +4,16 @@ The rule to keep: whatever a record points into is kept by the `owners` of the N
 """
 
 import functools
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
 from kernels import dense, row_kernels, svm_kernels, tree_kernels
-from kernels.compiled import cfunc
+from kernels.compiled import cache_dir, cfunc, is_compiled
 from kernels.native import CALL, PROGRAM
 from kernels.program import Program
 from kernels.row_kernels import ASK_SIGNATURE, KERNEL_SIGNATURE, PREDICT_SIGNATURE
@@ -45,6 +50,50 @@ def kernel_of(step: Step):
     if step.op in svm_kernels.KERNELS:
         return svm_kernels.KERNELS[step.op]
     return row_kernels.KERNELS[step.op][0]
+
+
+# ---- the first time on a machine ---------------------------------------------------------------------------
+
+CHILD = "import sys; from kernels import compiled_program; compiled_program.compile_named(sys.argv[1:])"
+
+
+def compile_in_two(program: Program) -> None:
+    """Compile what the cache lacks, the longest of it in a process of its own: numba compiles under the GIL.
+
+    Whatever fails there is compiled here, when it is needed.
+    """
+    missing = sorted({kernel_of(step) for step in program.steps}, key=lambda function: function.__name__)
+    missing = [function for function in missing if not is_compiled(function)]
+    heavy = [function for function in missing if function.__module__ != row_kernels.__name__]
+    if not heavy:
+        return
+    light = [function for function in missing if function not in heavy]
+    theirs = heavy[:1] + (light if len(heavy) > 1 else [])
+    child = _start_child([f"{function.__module__}:{function.__name__}" for function in theirs])
+    compiled_driver()
+    compiled_ask()
+    for function in missing:
+        if function not in theirs:
+            compiled(function)
+    if child is not None:
+        child.wait()
+
+
+def _start_child(names: list[str]) -> subprocess.Popen | None:
+    root = Path(__file__).resolve().parent
+    environment = os.environ | {"TESTIGO_CACHE_DIR": str(cache_dir(root).parent)}
+    try:
+        return subprocess.Popen([sys.executable, "-c", CHILD, *names], cwd=root.parent, env=environment,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError:
+        return None
+
+
+def compile_named(names: list[str]) -> None:
+    """In the child: compile kernels given as "module:name"."""
+    for name in names:
+        module, _, function = name.partition(":")
+        compiled(getattr(importlib.import_module(module), function))
 
 
 class CompiledProgram:

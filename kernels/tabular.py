@@ -69,7 +69,7 @@ class Asker(threading.local):
     """A thread's own buffers for a few rows, and the records that ask for predictions from them."""
 
     def __init__(self, model: "TabularModel") -> None:
-        native = model.native()
+        native = model._native_here()
         n = model.small_rows
         self.rows = np.empty((n, model.n_features))
         self.predictions = np.empty((n, model.n_outputs))
@@ -204,6 +204,14 @@ class TabularModel:
         with self._lock:
             return ASK_TYPE(compiled_ask().address)
 
+    def _native_here(self) -> NativeModel:
+        """The compiled form for calls from this process, which compiles in two processes where it must."""
+        if "_native_model" not in vars(self):
+            from kernels.compiled_program import compile_in_two
+            with self._lock:
+                compile_in_two(self.program)
+        return self.native()
+
     @functools.cached_property
     def _asker(self) -> Asker:
         return Asker(self)
@@ -288,7 +296,7 @@ class TabularModel:
 
     def _run_native(self, rows: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> bool:
         """Fill the outputs; whether every score is finite."""
-        shares, native = self._shares(len(rows)), self.native()
+        shares, native = self._shares(len(rows)), self._native_here()
         state = self._compiled.states[rows.dtype == np.float32].ctypes.data
         statuses = [1] * len(shares)
 
