@@ -213,11 +213,21 @@ def _linear_classifier(low: Lowering, node: Node, inputs: list[Tensor]) -> Made:
     labels, transform = labels_of(node, "classlabels_ints"), _choice(node, "post_transform", POST_TRANSFORMS)
     single = len(intercepts) == 1 and len(labels) == 2
     expect(single or len(intercepts) == len(labels), f"{len(labels)} intercepts, or one for two classes")
+    if len(intercepts) == 2 and _are_mirrored(coefficients) and _are_mirrored(intercepts):
+        score = _linear_scores(low, _matrix(inputs[0]), coefficients[len(coefficients) // 2:], intercepts[1:])
+        both = _side_by_side(low, [unary(low, score, "neg"), score])  # exactly what twice the work would give
+        return labelled(low, _above(low, score, 0.0), labels), post_transform(low, both, transform)
     scores = _linear_scores(low, _matrix(inputs[0]), coefficients, intercepts)
     if not single:
         return labelled(low, _best(low, scores), labels), post_transform(low, scores, transform)
     expect(transform != "PROBIT", "another post_transform than PROBIT for two classes with one intercept")
     return labelled(low, _above(low, scores, 0.0), labels), _two_columns(low, scores, transform)
+
+
+def _are_mirrored(numbers: np.ndarray) -> bool:
+    """Whether the second half is the first one negated: of two classes, as scikit-learn's are exported."""
+    half = len(numbers) // 2
+    return len(numbers) == 2 * half and bool((numbers[:half] == -numbers[half:]).all())
 
 
 def _linear_regressor(low: Lowering, node: Node, inputs: list[Tensor]) -> Made:

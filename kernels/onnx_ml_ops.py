@@ -17,6 +17,7 @@ from kernels.errors import ModelError
 from kernels.onnx_ops import Node
 from kernels.onnx_trees import (POST_TRANSFORMS, TreeClassifier, classifier_of, ensemble_of, floats, integers,
                                 labels_of, presence_of)
+from kernels.svm import coupled
 from kernels.trees_numpy import raw_scores
 
 T = TypeVar("T")
@@ -317,7 +318,7 @@ def svm_classifier(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
     products = _kernel(node, x, _support_vectors(node, total, x.shape[1]))
     scores, winner = _svm_votes(products, coefficients.reshape(k - 1, total), rho, n_vectors)
     if len(prob_a):
-        scores = _coupled(_pairwise(scores, prob_a.astype(np.float32), prob_b.astype(np.float32), k))
+        scores = coupled(_pairwise(scores, prob_a.astype(np.float32), prob_b.astype(np.float32), k))
     elif k == 2:
         return labels[winner], _svm_two_columns(scores, transform)
     return labels[winner], post_transform(scores, transform)
@@ -377,35 +378,6 @@ def _pairwise(scores: np.ndarray, prob_a: np.ndarray, prob_b: np.ndarray, k: int
     r[:, low, high] = p
     r[:, high, low] = 1 - p
     return r
-
-
-def _coupled(r: np.ndarray) -> np.ndarray:
-    """Class probabilities from pairwise ones, (n, k, k) → (n, k) float32: Wu, Lin, Weng 2004, second method.
-
-    In float32 and with libsvm's rule to stop, since where the iteration stops shows in the third digit.
-    """
-    n, k, _ = r.shape
-    p = np.full((n, k), np.float32(1) / np.float32(k), np.float32)
-    Q = -r.transpose(0, 2, 1) * r
-    Q[:, np.arange(k), np.arange(k)] = np.add.accumulate(np.square(r), axis=1, dtype=np.float32)[:, -1]
-    moving = np.arange(n)
-    epsilon = np.float32(0.005) / np.float32(k)
-    for _ in range(100):
-        q, x = Q[moving], p[moving]
-        Qp = np.add.accumulate(q * x[:, None, :], axis=2, dtype=np.float32)[:, :, -1]
-        pQp = np.add.accumulate(x * Qp, axis=1, dtype=np.float32)[:, -1]
-        far = np.abs(Qp - pQp[:, None]).max(axis=1) >= epsilon
-        moving, q, x, Qp, pQp = moving[far], q[far], x[far], Qp[far], pQp[far]
-        if not len(moving):
-            break
-        for i in range(k):
-            diff = (-Qp[:, i] + pQp) / q[:, i, i]
-            x[:, i] += diff
-            pQp = (pQp + diff * (diff * q[:, i, i] + 2 * Qp[:, i])) / (1 + diff) / (1 + diff)
-            Qp = (Qp + diff[:, None] * q[:, i]) / (1 + diff)[:, None]
-            x = x / (1 + diff)[:, None]
-        p[moving] = x
-    return p
 
 
 # --- preprocessing ---

@@ -144,10 +144,10 @@ def coupling(step: Step, values: Values) -> np.ndarray:
     low, high = np.triu_indices(k, 1)
     r = np.zeros((len(p), k, k), np.float32)
     r[:, low, high], r[:, high, low] = p, 1 - p
-    return _coupled(r).astype(np.float64)
+    return coupled(r).astype(np.float64)
 
 
-def _coupled(r: np.ndarray) -> np.ndarray:
+def coupled(r: np.ndarray) -> np.ndarray:
     """P(i | i or j) of each two classes, (n, k, k) float32 → (n, k) float32.
 
     In float32 and with libsvm's rule to stop, since where the iteration stops shows in the third digit.
