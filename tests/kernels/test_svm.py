@@ -6,7 +6,7 @@ from sklearn import svm as sklearn_svm
 
 from kernels import svm
 from kernels.errors import ModelError
-from kernels.onnx_ml_ops import _coupled, _svm_votes
+from kernels.onnx_ml_ops import _svm_votes
 from kernels.program import Builder, Program
 from kernels.row_ops import UNARY_CODES
 from kernels.step import Step
@@ -64,7 +64,7 @@ def test_pairs_votes_and_coupling(n_vectors):
     low, high = np.triu_indices(k, 1)
     r[:, low, high] = (1 / (1 + np.exp(scores.astype(np.float64) * prob_a + prob_b))).clip(1e-7, 1 - 1e-7)
     r[:, high, low] = 1 - r[:, low, high]
-    np.testing.assert_allclose(found, _coupled(r), atol=1e-5)
+    np.testing.assert_allclose(found, svm.coupled(r), atol=1e-5)
 
 
 def test_coupling_of_two_classes_is_the_sigmoid():
