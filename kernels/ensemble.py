@@ -14,8 +14,10 @@ from kernels.errors import ModelError
 NAN_RIGHT = 0    # NaN goes right
 NAN_LEFT = 1     # NaN goes left
 NAN_IS_ZERO = 2  # NaN is taken as 0.0 and compared (LightGBM, missing type None)
-ZERO_RIGHT = 3   # NaN and |x| <= 1e-35 go right (LightGBM, missing type Zero)
-ZERO_LEFT = 4    # NaN and |x| <= 1e-35 go left
+ZERO_RIGHT = 3   # NaN and |x| <= ZERO_THRESHOLD go right (LightGBM, missing type Zero)
+ZERO_LEFT = 4    # NaN and |x| <= ZERO_THRESHOLD go left
+
+ZERO_THRESHOLD = float(np.float32(1e-35))  # LightGBM's kZeroThreshold: what is as near to zero is zero
 
 # How a category is found in a value, before it is looked for in a set.
 EXACT = 0               # the value itself (ONNX)

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.ensemble import (
-    AVERAGE, NAN_IS_ZERO, NAN_LEFT, NAN_RIGHT, SUM, TRUNCATED, ZERO_LEFT, ZERO_RIGHT, Booster, TreeEnsemble,
+    AVERAGE, NAN_IS_ZERO, NAN_LEFT, NAN_RIGHT, SUM, TRUNCATED, ZERO_LEFT, ZERO_RIGHT, ZERO_THRESHOLD, Booster,
+    TreeEnsemble,
 )
 from kernels.errors import ModelError
 
 MAGIC = (b"tree\n", b"tree\r\n")
 VERSIONS = (b"v2", b"v3", b"v4")
 ENDS_OF_FIELDS = (b"Tree=", b"end of trees", b"feature importances:", b"feature_importances:")
-ZERO = float(np.float32(1e-35))  # kZeroThreshold: of a row, LightGBM takes whatever is as near to zero as zero
 
 # objective → link, whether a classifier
 OBJECTIVES = {
@@ -276,9 +276,9 @@ def _places(counts: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def _around_zero(threshold: np.ndarray) -> np.ndarray:
-    """Thresholds that decide on every x with |x| <= ZERO as they do on 0, which is how LightGBM reads a row."""
-    near = np.abs(threshold) <= ZERO
-    return np.where(near, np.where(threshold < 0, np.nextafter(-ZERO, -1), ZERO), threshold)
+    """Thresholds that decide on each x as near to zero as they do on 0, which is how LightGBM reads a row."""
+    near = np.abs(threshold) <= ZERO_THRESHOLD
+    return np.where(near, np.where(threshold < 0, np.nextafter(-ZERO_THRESHOLD, -1), ZERO_THRESHOLD), threshold)
 
 
 def _category_sets(

@@ -223,7 +223,7 @@ def from_model(model: Any, folder: Path | None) -> Graph:
 
 
 def _from_proto(model: Any, folder: Path | None, size_bytes: int) -> Graph:
-    external = _ExternalData(folder)
+    external = ExternalData(folder)
     try:
         graph = _from_model(model, external)
         return replace(graph, size_bytes=size_bytes + external.size_bytes)
@@ -231,7 +231,7 @@ def _from_proto(model: Any, folder: Path | None, size_bytes: int) -> Graph:
         raise ModelError("expected UTF-8 in every string") from None
 
 
-def _from_model(model: Any, external: "_ExternalData") -> Graph:
+def _from_model(model: Any, external: "ExternalData") -> Graph:
     _expect(model.ir_version >= MIN_IR_VERSION, f"IR version {MIN_IR_VERSION} or more, found {model.ir_version}")
     _expect(model.HasField("graph"), "a graph")
     _expect(not model.functions, "no functions in the model: inline them (onnx.inliner)")
@@ -296,10 +296,10 @@ def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _read_initializers(tensors: Any, external: "_ExternalData") -> dict[str, np.ndarray]:
+def _read_initializers(tensors: Any, external: "ExternalData") -> dict[str, np.ndarray]:
     names = [_text(tensor.name) for tensor in tensors]
     _expect_unique(names, "initializer")
-    return {name: _read_tensor(tensor, external) for name, tensor in zip(names, tensors)}
+    return {name: read_tensor(tensor, external) for name, tensor in zip(names, tensors)}
 
 
 def _read_info(info: Any) -> TensorInfo:
@@ -334,12 +334,12 @@ def _read_shape(tensor_type: Any) -> tuple[int | None, ...] | None:
 def read_node(proto: Any, versions: dict[str, int]) -> Node:
     """A checked operator of an onnx.NodeProto, given the opset version of each domain. Raises ModelError."""
     try:
-        return _read_node(proto, versions, _ExternalData(None))
+        return _read_node(proto, versions, ExternalData(None))
     except UnicodeDecodeError:
         raise ModelError("expected UTF-8 in every string") from None
 
 
-def _read_node(proto: Any, versions: dict[str, int], external: "_ExternalData") -> Node:
+def _read_node(proto: Any, versions: dict[str, int], external: "ExternalData") -> Node:
     domain, op_type, outputs = _domain(_text(proto.domain)), _text(proto.op_type), tuple(map(_text, proto.output))
     name = _text(proto.name) or next(iter(outputs), "")
     if op_type not in OPERATORS.get(domain, {}):
@@ -379,7 +379,7 @@ def _check_schema(node: Node, types: dict[str, int], place: str) -> None:
         _expect(name in types or not attribute.required, f"the attribute {name} of {place}")
 
 
-def _read_attribute(proto: Any, place: str, external: "_ExternalData") -> Any:
+def _read_attribute(proto: Any, place: str, external: "ExternalData") -> Any:
     kind = proto.AttributeType.Name(proto.type)
     _expect(_text(proto.name) != "" and not proto.ref_attr_name, f"attributes with a name and a value of {place}")
     if kind not in ATTRIBUTES:
@@ -391,15 +391,15 @@ def _read_attribute(proto: Any, place: str, external: "_ExternalData") -> Any:
 
 
 # type of an attribute → its value; subgraphs, sparse tensors and types are of no operator here
-ATTRIBUTES: dict[str, Callable[[Any, "_ExternalData"], Any]] = {
+ATTRIBUTES: dict[str, Callable[[Any, "ExternalData"], Any]] = {
     "FLOAT": lambda proto, external: proto.f,
     "INT": lambda proto, external: proto.i,
     "STRING": lambda proto, external: proto.s.decode(),
-    "TENSOR": lambda proto, external: _read_tensor(proto.t, external),
+    "TENSOR": lambda proto, external: read_tensor(proto.t, external),
     "FLOATS": lambda proto, external: list(proto.floats),
     "INTS": lambda proto, external: list(proto.ints),
     "STRINGS": lambda proto, external: [item.decode() for item in proto.strings],
-    "TENSORS": lambda proto, external: [_read_tensor(tensor, external) for tensor in proto.tensors],
+    "TENSORS": lambda proto, external: [read_tensor(tensor, external) for tensor in proto.tensors],
 }
 
 
@@ -420,7 +420,7 @@ def _sorted(nodes: list[Node], given: Set[str]) -> list[Node]:
         raise ModelError(f"expected a graph without cycles, found one at {_place(nodes[error.args[1][0]])}") from None
 
 
-def _read_tensor(tensor: Any, external: "_ExternalData") -> np.ndarray:
+def read_tensor(tensor: Any, external: "ExternalData") -> np.ndarray:
     """A tensor's array, read-only where it is a view of its bytes. Raises ModelError naming the tensor."""
     try:
         return _read_checked_tensor(tensor, external)
@@ -428,7 +428,7 @@ def _read_tensor(tensor: Any, external: "_ExternalData") -> np.ndarray:
         raise ModelError(f"tensor {_text(tensor.name)!r:.80}: {error}") from None
 
 
-def _read_checked_tensor(tensor: Any, external: "_ExternalData") -> np.ndarray:
+def _read_checked_tensor(tensor: Any, external: "ExternalData") -> np.ndarray:
     dtype, dims = find_dtype(tensor.data_type), tuple(tensor.dims)
     _expect(not tensor.HasField("segment"), "no segments")
     _expect(len(dims) <= MAX_RANK, f"at most {MAX_RANK} dimensions, found {len(dims)}")
@@ -474,7 +474,7 @@ def _from_field(tensor: Any, dtype: np.dtype, dims: tuple[int, ...], n_bytes: in
         raise ModelError("expected elements that its type can hold") from None
 
 
-class _ExternalData:
+class ExternalData:
     """The files beside a model that hold its tensors, each mapped once."""
 
     def __init__(self, folder: Path | None) -> None:

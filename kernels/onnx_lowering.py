@@ -14,26 +14,22 @@ import numpy as np
 
 from kernels import onnx_graph
 from kernels.errors import ModelError
+from kernels.missing import HIDING, missing_features
 from kernels.onnx_graph import Graph, Node, TensorInfo, run_node
 from kernels.onnx_lowering_ml import LOWER_ML
 from kernels.onnx_lowering_ops import LOWER_CORE
 from kernels.onnx_lowering_steps import lookup
 from kernels.onnx_lowering_values import ELEMENT, Index, Lowering, Maps, NotTabular, Row, Tensor
 from kernels.program import Builder, Program
-from kernels.row_ops import BINARY_CODES, REDUCE_CODES, UNARY_CODES, run_steps
 from kernels.step import Step
-from kernels.tabular import CHUNK_DOUBLES, Labels, Signature, TabularModel
+from kernels.tabular import Labels, Signature, TabularModel
 
 LOWER = {"": LOWER_CORE, "ai.onnx.ml": LOWER_ML}
 
 MIN_FEATURES = 1 << 12    # features that any model may have; a larger file may have as many as it has bytes
 MAX_CATEGORIES = 1 << 22  # strings of all features together
 
-# Steps that may make a finite number of one that is not.
-LOSSY = {"reduce": {REDUCE_CODES[name] for name in ("argmax", "argmin", "argmax_last", "argmin_last")},
-         "binary": {BINARY_CODES[name] for name in ("and", "or", "equal", "greater", "greater_or_equal", "less",
-                                                    "less_or_equal")},
-         "unary": {UNARY_CODES[name] for name in ("not", "bool", "positive")}}
+# Steps that may make a finite number of one that is not, beside those of `missing.HIDING`.
 ALWAYS_LOSSY = {"lookup", "onehot", "svm_votes", "where"}
 
 UNFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -50,17 +46,8 @@ class Lowered:
 
     @property
     def takes_missing_in(self) -> np.ndarray:
-        """Where NaN in the example leaves every checked value finite: (n_features) bool."""
-        program, n = self.program, self.program.n_features
-        found = np.zeros(n, bool)
-        steps, size = program.steps[:program.n_prediction_steps], max(1, CHUNK_DOUBLES // sum(program.widths))
-        for first in range(0, n, size):
-            tried = np.arange(first, min(first + size, n))
-            rows = np.tile(self.example, (len(tried), 1))
-            rows[np.arange(len(tried)), tried] = np.nan
-            values = run_steps(steps, [rows])
-            found[tried] = np.all([np.isfinite(values[value]).all(axis=1) for value in program.checked], axis=0)
-        return found
+        """Where a row may hold NaN for a missing value: (n_features) bool."""
+        return missing_features(self.program)
 
 
 def read(path: str | Path, threads: int = 1, native: bool = True) -> TabularModel:
@@ -81,7 +68,7 @@ def read(path: str | Path, threads: int = 1, native: bool = True) -> TabularMode
 
 def lower(graph: Graph) -> Lowered:
     """The program of a graph; raises NotTabular, naming the operator and why, where there is none."""
-    features = _read_features(graph)
+    features = read_features(graph)
     low = _executed(graph, features, None)
     if low.n_open:  # now that every string is known which a feature is compared with, its places are
         low = _executed(graph, features, low)
@@ -95,7 +82,7 @@ def lower(graph: Graph) -> Lowered:
 # ---- inputs ----------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class _Features:
+class Features:
     """The columns of the rows."""
 
     n: int
@@ -104,7 +91,7 @@ class _Features:
     one_row: bool
 
 
-def _read_features(graph: Graph) -> _Features:
+def read_features(graph: Graph) -> Features:
     if not graph.inputs:
         raise NotTabular("expected an input")
     given = _given_names(graph)
@@ -117,7 +104,7 @@ def _read_features(graph: Graph) -> _Features:
     names = _names(inputs)
     if given is not None and len(given) == n:
         names = given
-    return _Features(n, names, inputs, one_row)
+    return Features(n, names, inputs, one_row)
 
 
 def _given_names(graph: Graph) -> tuple[str, ...] | None:
@@ -159,7 +146,7 @@ def _names(inputs: list[tuple[TensorInfo, tuple[int, ...]]]) -> tuple[str, ...] 
     return tuple(names)
 
 
-def _rows_of(low: Lowering, features: _Features) -> dict[str, Tensor]:
+def _rows_of(low: Lowering, features: Features) -> dict[str, Tensor]:
     rows: dict[str, Tensor] = {}
     first = n_strings = 0
     for info, shape in features.inputs:
@@ -173,7 +160,7 @@ def _rows_of(low: Lowering, features: _Features) -> dict[str, Tensor]:
     return rows
 
 
-def _categories(features: _Features, low: Lowering) -> tuple[tuple[str, ...] | None, ...] | None:
+def _categories(features: Features, low: Lowering) -> tuple[tuple[str, ...] | None, ...] | None:
     """For each feature the strings that it takes, one tuple for all that share a vocabulary."""
     if not low.n_open:
         return None
@@ -190,7 +177,7 @@ def _categories(features: _Features, low: Lowering) -> tuple[tuple[str, ...] | N
 
 # ---- nodes -----------------------------------------------------------------------------------------------------
 
-def _executed(graph: Graph, features: _Features, before: Lowering | None) -> Lowering:
+def _executed(graph: Graph, features: Features, before: Lowering | None) -> Lowering:
     n_strings = sum(math.prod(shape) for info, shape in features.inputs if info.dtype == object)
     low = Lowering(features.n, graph.size_bytes, n_strings, features.one_row)
     if before is not None:
@@ -314,10 +301,10 @@ class _Answer:
         if step is None:
             return False
         if step.op == "reduce":
-            return step.numbers["function"] in LOSSY["reduce"] and step.numbers["group"] <= n
+            return step.numbers["function"] in HIDING["reduce"] and step.numbers["group"] <= n
         if step.op == "svm_votes":
             return step.numbers["n_classes"] <= n
-        return step.op in LOSSY and step.numbers["function"] in LOSSY[step.op] and n >= 2
+        return step.op in HIDING and step.numbers["function"] in HIDING[step.op] and n >= 2
 
 
 def _label(label: Any) -> Any:
@@ -335,7 +322,7 @@ def _origins(builder: Builder, prediction: int, is_class: bool) -> set[int]:
             continue
         seen.add((value, at_end))
         step = builder.steps[value - 1]
-        is_lossy = step.op in ALWAYS_LOSSY or step.numbers.get("function") in LOSSY.get(step.op, ())
+        is_lossy = step.op in ALWAYS_LOSSY or step.numbers.get("function") in HIDING.get(step.op, ())
         if step.op == "lookup" and np.isfinite(step.arrays["values"][-2]):
             is_lossy = False  # it says what a missing value means
         if at_end and not is_lossy or not at_end and _chooses(step):
@@ -345,7 +332,7 @@ def _origins(builder: Builder, prediction: int, is_class: bool) -> set[int]:
 
 
 def _chooses(step: Step) -> bool:
-    return step.op == "svm_votes" or step.op == "reduce" and step.numbers["function"] in LOSSY["reduce"]
+    return step.op == "svm_votes" or step.op == "reduce" and step.numbers["function"] in HIDING["reduce"]
 
 
 def _model_type(graph: Graph, program: Program) -> str:

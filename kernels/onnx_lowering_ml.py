@@ -14,7 +14,7 @@ from kernels.onnx_lowering_ops import Made, Rule, move
 from kernels.onnx_lowering_steps import (FLOATS, binary, cast, chosen, constant_of, dense, expect, lookup, looked_up,
                                          reduce, row_of, scaled, unary)
 from kernels.onnx_lowering_values import Index, Lowering, Maps, NotTabular, Row, Tensor, as_strings, with_elements
-from kernels.onnx_ml_ops import _label_column
+from kernels.onnx_ml_ops import label_column
 from kernels.onnx_ops import Node
 from kernels.onnx_trees import (POST_TRANSFORMS, TreeClassifier, classifier_of, ensemble_of, floats, integers,
                                 labels_of, presence_of)
@@ -507,7 +507,7 @@ def _index_through(node: Node, row: Row) -> Index | None:
 def _label_encoder(low: Lowering, node: Node, inputs: list[Tensor]) -> Made:
     row = row_of(inputs[0])
     if node.version > 1:
-        keys, _ = _label_column(node, "keys")
+        keys, _ = label_column(node, "keys")
         expect(row.dtype == keys.dtype, f"an input of the keys' type {keys.dtype}")
         return _keyed(low, node, row, keys),
     classes = node.attributes.get("classes_strings") or []

@@ -516,15 +516,15 @@ def label_encoder(node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
             return (_mapped(np.arange(len(classes)), default, _positions(classes, x, last=True)),)
         default = node.attributes.get("default_string", "_Unused")
         return (_mapped(classes, default, np.where((x >= 0) & (x < len(classes)), x, -1)),)
-    keys, _ = _label_column(node, "keys")
-    values, default = _label_column(node, "values")
+    keys, _ = label_column(node, "keys")
+    values, default = label_column(node, "values")
     _expect(len(keys) == len(values), "as many keys as values")
     x = x.astype(object) if x.dtype.kind == "U" else x
     _expect(x.dtype == keys.dtype, f"an input of the keys' type {keys.dtype}, found {x.dtype}")
     return (_mapped(values, default, _positions(keys, x, last=False, nan_equals=node.version >= 4)),)
 
 
-def _label_column(node: Node, name: str) -> tuple[np.ndarray, Any]:
+def label_column(node: Node, name: str) -> tuple[np.ndarray, Any]:
     """The keys or values, (n) of their dtype, and the default for that dtype."""
     given = [kind for kind in (*LABEL_TYPES, "tensor") if node.attributes.get(f"{name}_{kind}") is not None]
     _expect(len(given) == 1, f"one attribute of {name}")

@@ -19,15 +19,10 @@ import numpy as np
 from kernels import onnx_graph
 from kernels.errors import ModelError
 from kernels.native import NativeModel
-from kernels.onnx_graph import Graph, TensorInfo
-from kernels.onnx_graph import _ExternalData as ExternalData
-from kernels.onnx_graph import _read_tensor as read_tensor
-from kernels.onnx_lowering import MAX_CATEGORIES
-from kernels.onnx_lowering import _Features as Features
-from kernels.onnx_lowering import _read_features as read_features
+from kernels.onnx_graph import ExternalData, Graph, TensorInfo, read_tensor
+from kernels.onnx_lowering import MAX_CATEGORIES, Features, read_features
 from kernels.program import Program
-from kernels.tabular import Labels, Signature, TabularModel
-from kernels.tabular import _label_array as label_array
+from kernels.tabular import Labels, Signature, TabularModel, label_array
 
 CHUNK_ROWS = 1 << 16
 MAX_TRIED = 1 << 12  # features that are tried one by one for missing values: n rows of n numbers

@@ -41,7 +41,7 @@ def each(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
 
 # ---- move: columns from anywhere ---------------------------------------------------------------------------
 
-# runs (n, 4) int64: input number or −1, its first column (of the constants where −1), how many, how often repeated
+# runs (n, 3) int64: input number or −1, its first column (of the constants where −1), how many
 
 def _check_move(step: Step, widths: list[int]) -> None:
     runs = take_array(step, "runs", np.int64, (None, 3))

@@ -170,19 +170,6 @@ def shift_right(typingctx, value, n):
 
 
 @intrinsic
-def is_below(typingctx, address, value):
-    """−1 where the float64 at the address is below the value, else 0, in a way that LLVM makes no branch of.
-
-    A binary search has a branch a step that nobody can predict, and LLVM turns conditional moves into such branches.
-    """
-    def codegen(context, builder, signature, args):
-        mask = builder.sext(builder.fcmp_ordered("<", _load(builder, args[0], _f64), args[1]), _i64)
-        opaque = ir.InlineAsm(ir.FunctionType(_i64, [_i64]), "", "=r,0")
-        return builder.call(opaque, [mask])
-    return types.intp(types.intp, types.float64), codegen
-
-
-@intrinsic
 def round_f32(typingctx, value):
     """The nearest float32, widened."""
     def codegen(context, builder, signature, args):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels.errors import ModelError
+from kernels.missing import missing_features
 from kernels.native import ASK, NativeModel
 from kernels.program import Program
 from kernels.row_ops import run_steps
@@ -22,7 +23,6 @@ from kernels.step import Step
 MIN_THREAD_WORK = 1_000_000  # multiplications worth a thread, which costs about 50 µs to start
 SMALL_ROWS = 64  # so many rows, fewer of wide ones, are answered in buffers that a thread keeps
 SMALL_DOUBLES = 1 << 20
-MAX_TRIED_DOUBLES = 1 << 28  # of all values together, to find where a row may have a missing one
 CHUNK_DOUBLES = 1 << 22  # of all values together, where numpy runs the program
 
 ASK_TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_ssize_t)  # ctypes lets go of the GIL for the call
@@ -91,7 +91,7 @@ class Asker(threading.local):
 class TabularModel:
     """A model that predicts from rows; safe to call from several threads.
 
-    `takes_missing_in` (n_features) bool: where NaN stands for a missing value; found by trying where None.
+    `takes_missing_in` (n_features) bool: where NaN stands for a missing value; by the program where None.
     """
 
     kind = "tabular"
@@ -112,9 +112,9 @@ class TabularModel:
         self._threads, self._native = threads, native
         self._one_row = (1, self.n_features)
         self._lock = threading.Lock()
-        self._labels = None if signature.classes is None else _label_array(signature.classes)
+        self._labels = None if signature.classes is None else label_array(signature.classes)
         self._one_label = [] if self._labels is None else [self._labels[i:i + 1] for i in range(len(self._labels))]
-        found = self._try_missing() if takes_missing_in is None else np.asarray(takes_missing_in, bool)
+        found = missing_features(program) if takes_missing_in is None else np.asarray(takes_missing_in, bool)
         if found.shape != (self.n_features,):
             raise ModelError(f"expected for each of {self.n_features} features whether it may be missing")
         self.takes_missing_in = found
@@ -157,7 +157,7 @@ class TabularModel:
         Raises ModelError as `predict` does, and for a regression.
         """
         if not self.n_classes:
-            raise ModelError("a regression has no probabilities")
+            raise ModelError("this model has no probabilities")
         return self._run(X, wanted=True)[1]
 
     @property
@@ -248,9 +248,15 @@ class TabularModel:
 
     def _as_numbers(self, X) -> np.ndarray:
         try:
-            if self.signature.categories is None or (isinstance(X, np.ndarray) and X.dtype.kind in "fiu"):
-                return np.ascontiguousarray(X, dtype=np.float64)
-            return self.encode(X)
+            numbers = X if self.signature.categories is None else None
+            if isinstance(X, np.ndarray) and X.dtype.kind in "fiub":
+                numbers = X
+            if numbers is None:
+                return self.encode(X)
+            found = np.asarray(numbers)
+            if found.dtype.kind not in "fiubO":  # numpy would make numbers of texts, dates and complex ones
+                raise TypeError
+            return np.ascontiguousarray(found, dtype=np.float64)
         except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ModelError):
                 raise
@@ -265,7 +271,7 @@ class TabularModel:
         rows = np.empty(cells.shape)
         for i, places in enumerate(self.places):
             if places is None:
-                rows[:, i] = cells[:, i]
+                rows[:, i] = [np.nan if _is_missing(cell) else cell for cell in cells[:, i]]
             else:
                 rows[:, i] = [self._place_of(cell, places) for cell in cells[:, i]]
         return rows
@@ -273,7 +279,7 @@ class TabularModel:
     def _place_of(self, cell: object, places: dict[str, int]) -> float:
         if isinstance(cell, str):
             return places.get(cell, self.signature.unknown)
-        if cell is None or cell != cell:
+        if _is_missing(cell):
             return np.nan
         raise ModelError("expected strings where the model takes them")
 
@@ -345,24 +351,7 @@ class TabularModel:
         if refused.any():
             row, feature = np.argwhere(refused)[0].tolist()
             return ModelError(f"expected finite numbers: row {row}, feature {feature} is {rows[row, feature]}")
-        return ModelError("the inputs are too large: a score overflows")
-
-    def _try_missing(self) -> np.ndarray:
-        """Where NaN in a row of ones leaves every checked value finite; of very many features, whether all NaN does."""
-        found = np.zeros(self.n_features, bool)
-        steps, checked = self.program.steps[:self.program.n_prediction_steps], self.program.checked
-        if self.n_features * sum(self.program.widths) > MAX_TRIED_DOUBLES:
-            values = run_steps(steps, [np.full((1, self.n_features), np.nan)])
-            found[:] = all(np.isfinite(values[value]).all() for value in checked)
-            return found
-        size = max(1, CHUNK_DOUBLES // sum(self.program.widths))
-        for first in range(0, self.n_features, size):
-            tried = np.arange(first, min(first + size, self.n_features))
-            rows = np.ones((len(tried), self.n_features))
-            rows[np.arange(len(tried)), tried] = np.nan
-            values = run_steps(steps, [rows])
-            found[tried] = np.all([np.isfinite(values[value]).all(axis=1) for value in checked], axis=0)
-        return found
+        return ModelError("the inputs are too large: a score overflows, or a category is unknown")
 
 
 _ROW_TYPES = (np.dtype(np.float64), np.dtype(np.float32))
@@ -377,12 +366,17 @@ def work_of(step: Step) -> int:
     return 4 * step.width
 
 
+def _is_missing(cell: object) -> bool:
+    """None, NaN, or pandas' NA, which is equal to nothing and has no truth."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
+
+
 def _are_places(predictions: np.ndarray, n_labels: int) -> bool:
     """Whether all are places of labels: a file's program may end with any number."""
     return bool(((predictions >= 0) & (predictions < n_labels)).all())
 
 
-def _label_array(classes: Labels) -> np.ndarray:
+def label_array(classes: Labels) -> np.ndarray:
     """Labels to index by class; as objects where numpy's own strings would lose trailing NULs."""
     labels = np.array(classes)
     return labels if labels.tolist() == list(classes) else np.array(classes, object)

@@ -34,7 +34,7 @@ from kernels.errors import ModelError
 from kernels.gguf import F32, F64, FORMATS, GGUFFile, Tensor
 from kernels.native import ACTIVATIONS
 from kernels.program import Builder, Program
-from kernels.row_ops import SOFTMAX, UNARY_CODES, runs_of
+from kernels.row_ops import REDUCE_CODES, SOFTMAX, UNARY_CODES, runs_of
 from kernels.step import Step
 from kernels.tabular import Labels, Signature, TabularModel, is_unicode
 
@@ -45,7 +45,6 @@ OUTPUTS = {("score", "identity"), ("classification", "logistic"), ("classificati
 
 # How an array of a step is stored: integers in the smallest type that holds them.
 INTEGERS = {"int8": 24, "uint8": 24, "int16": 25, "uint16": 25, "int32": 26, "int64": 27}  # name: GGUF type
-FLOATS = {F64, F32, gguf.F16, gguf.Q8_0}
 DTYPES = ("float64", "int64", "int32", "uint16", "uint8")  # of arrays in memory
 MAX_LENGTH = 1 << 40  # of an array; what is not empty fits its tensor
 MAX_WHOLE = 1 << 53   # up to here float64 has every integer
@@ -192,7 +191,7 @@ def finish(builder: Builder, scores: int, task: str, n_classes: int) -> Program:
     if n_classes > 2 or builder.widths[scores] == 2:
         width = builder.widths[scores]
         probabilities = builder.add("scale", (scores,), width, numbers={"function": SOFTMAX, "group": width})
-        prediction = builder.add("reduce", (scores,), 1, numbers={"function": 4, "group": width})
+        prediction = builder.add("reduce", (scores,), 1, numbers={"function": REDUCE_CODES["argmax"], "group": width})
         return builder.finish(prediction, probabilities, (scores,))
     prediction = scores
     if task == "classification":

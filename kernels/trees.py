@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels import ensemble as source
-from kernels.ensemble import AVERAGE, MAX, MIN, NAN_IS_ZERO, NAN_LEFT, SUM, ZERO_LEFT, ZERO_RIGHT, TreeEnsemble
+from kernels.ensemble import (
+    AVERAGE, MAX, MIN, NAN_IS_ZERO, NAN_LEFT, SUM, ZERO_LEFT, ZERO_RIGHT, ZERO_THRESHOLD, TreeEnsemble,
+)
 from kernels.errors import ModelError
 from kernels.step import Step, take_array, take_number
 
@@ -32,7 +34,6 @@ MAX_TREE_NODES = 1 << 24    # a node has 24 bits for its left child and 24 for t
 MAX_COLUMNS = 1 << 22
 MAX_DEPTH = 65_535
 MAX_TABLE_BYTES = 1 << 28   # of the category tables, which are categories × sets
-ZERO_THRESHOLD = float(np.float32(1e-35))  # LightGBM's kZeroThreshold
 CHUNK_VALUES = 1 << 22      # numbers at a time in numpy
 
 
@@ -172,6 +173,7 @@ def check(step: Step, widths: list[int]) -> None:
     _expect((node_ranks[~inner] == LEAF).all() and (node_ranks[inner] < n_ranks[node_columns[inner]]).all(),
             "a rank among its column's edges for each inner node")
     _check_trees(inner, sizes)
+    _depths(_inner_before(inner), np.cumsum(sizes) - sizes, sizes)
     first = take_array(step, "first_output", np.int64, (n_trees,))
     width = take_array(step, "output_width", np.int64, (n_trees,))
     _expect((first >= 0).all() and (width > 0).all() and (width <= step.width).all()
@@ -243,11 +245,15 @@ def forest_of(step: Step) -> Forest:
     roots = np.cumsum(sizes) - sizes
     tree = np.repeat(np.arange(len(sizes)), sizes)
     number = np.arange(len(inner)) - roots[tree]
-    n_inner = np.zeros(len(inner) + 1, np.int64)  # inner nodes before each node, and in all
-    n_inner[1:] = np.cumsum(inner)
+    n_inner = _inner_before(inner)
     left = np.where(inner, 2 * (n_inner[:-1] - n_inner[roots][tree]) + 1, number)
     widths = np.where(inner, 0, step.arrays["output_width"][tree])
     return Forest(roots, _depths(n_inner, roots, sizes), left, np.cumsum(widths) - widths)
+
+
+def _inner_before(inner: np.ndarray) -> np.ndarray:
+    """How many inner nodes there are before each node, and in all."""
+    return np.concatenate([[0], np.cumsum(inner)])
 
 
 def _depths(n_inner: np.ndarray, roots: np.ndarray, sizes: np.ndarray) -> np.ndarray:

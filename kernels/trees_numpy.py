@@ -7,14 +7,11 @@ order; speed is bought only by walking many (row, tree) pairs at once.
 import numpy as np
 
 from kernels.ensemble import (AVERAGE, MAX, MIN, NAN_IS_ZERO, NAN_LEFT, TRUNCATED, TRUNCATED_POSITIVE, ZERO_LEFT,
-                              ZERO_RIGHT, TreeEnsemble)
+                              ZERO_RIGHT, ZERO_THRESHOLD, TreeEnsemble)
 from kernels.errors import ModelError
 
 # (row, tree) pairs that are walked at once: about 30 bytes each, so that a block stays in the second-level cache.
 PAIRS = 1 << 16
-
-# What LightGBM takes for zero: its constant is a float32.
-ZERO = float(np.float32(1e-35))
 
 
 def raw_scores(ensemble: TreeEnsemble, X: np.ndarray) -> np.ndarray:
@@ -104,7 +101,7 @@ class _Walk:
             categories = np.flatnonzero(which >= 0)
             left[categories] = self._is_member(which[categories], x[categories])
             zero_rule &= which < 0
-        missing = np.isnan(compared) | (zero_rule & (np.abs(x) <= ZERO))
+        missing = np.isnan(compared) | (zero_rule & (np.abs(x) <= ZERO_THRESHOLD))
         return np.where(missing, (rule == NAN_LEFT) | (rule == ZERO_LEFT), left)
 
     def _is_member(self, which: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ import pytest
 import kernels
 from kernels import DEFAULT_MODEL
 from kernels.__main__ import generated_rows, main
-from kernels.export import from_sklearn, save_dense
 from kernels.gguf import FORMATS
 from tests import sklearn_models
 from tests.kernels import gguf_bytes as g
@@ -21,7 +20,7 @@ from tests.kernels import gguf_bytes as g
 def model_path(tmp_path) -> Path:
     estimator, _, _ = sklearn_models.breast_cancer_with_missing_values()
     path = tmp_path / "model.gguf"
-    save_dense(path, name="cancer", version="2", tensor_type="f32", **from_sklearn(estimator))
+    kernels.save(kernels.from_sklearn(estimator, name="cancer", version="2"), path, type="f32")
     return path
 
 
@@ -33,10 +32,12 @@ def test_quantize_keeps_everything_but_the_weights_format(tmp_path, model_path, 
     assert (target.name, target.version, target.signature.classes, target.signature.n_features) == (
         source.name, source.version, source.signature.classes, source.signature.n_features)
     assert target.takes_missing_in.tolist() == source.takes_missing_in.tolist()
-    prepare, dense = target.program.steps[:2]
-    assert (prepare.op, dense.op) == ("prepare", "dense")
-    for name, array in source.program.steps[0].arrays.items():
-        assert prepare.arrays[name].tobytes() == array.tobytes()
+    assert [step.op for step in target.program.steps] == [step.op for step in source.program.steps]
+    assert target.program.steps[0].op == "prepare"
+    for theirs, ours in zip(source.program.steps, target.program.steps, strict=True):
+        for name, array in theirs.arrays.items():
+            assert name == "weights" or ours.arrays[name].tobytes() == array.tobytes()
+    dense = next(step for step in target.program.steps if step.op == "dense")
     assert FORMATS[dense.numbers["tensor_type"]].name == tensor_type.upper()
     out = capsys.readouterr().out
     assert f"{target.size_bytes:,} bytes" in out
