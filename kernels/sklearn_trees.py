@@ -1,7 +1,7 @@
 """scikit-learn's tree ensembles, and LightGBM's and XGBoost's estimators, as boosters: exactly, in double.
 
-The rule to keep: estimators are read by their fitted attributes, and scikit-learn is never imported. What cannot be read
-exactly is left to the caller (None), or refused by name.
+The rule to keep: estimators are read by their fitted attributes, and scikit-learn is never imported. What cannot be
+read exactly is left to the caller (None), or refused by name.
 
 https://scikit-learn.org/stable/auto_examples/tree/plot_unveil_tree_structure.html
 """
@@ -44,7 +44,8 @@ def booster_of(estimator: Any) -> Booster | None:
         raise ModelError(f"expected a fitted {type(estimator).__name__}: it has no {error.name}") from None
 
 
-def _ensemble(trees: list[Tree], first_outputs: list[int], n_features: int, n_outputs: int, **options: Any) -> TreeEnsemble:
+def _ensemble(trees: list[Tree], first_outputs: list[int], n_features: int, n_outputs: int,
+              **options: Any) -> TreeEnsemble:
     sizes = [len(tree.feature) for tree in trees]
     roots = np.cumsum(sizes) - sizes
     widths = np.array([tree.values.shape[1] for tree in trees], np.int64)
@@ -98,7 +99,8 @@ def _read_gradient_boosting(estimator: Any) -> Booster:
     stages = estimator.estimators_  # (n_estimators, n_outputs)
     if estimator.init_ != "zero" and type(estimator.init_).__name__ not in ("DummyClassifier", "DummyRegressor"):
         raise ModelError(f"expected a {type(estimator).__name__} without an init estimator of its own")
-    trees = [_read_tree(member.tree_, member.tree_.value[:, 0, :] * estimator.learning_rate) for member in stages.ravel()]
+    trees = [_read_tree(member.tree_, member.tree_.value[:, 0, :] * estimator.learning_rate)
+             for member in stages.ravel()]
     n_outputs = stages.shape[1]
     base = estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_), np.float32))[0]
     ensemble = _ensemble(trees, list(range(n_outputs)) * len(stages), estimator.n_features_in_, n_outputs,
@@ -106,19 +108,19 @@ def _read_gradient_boosting(estimator: Any) -> Booster:
     if not hasattr(estimator, "classes_"):
         return _booster(estimator, ensemble, "identity", 0)
     factor = 2.0 if estimator.loss == "exponential" else 1.0
-    return replace(_booster(estimator, ensemble, "sigmoid" if n_outputs == 1 else "softmax", len(estimator.classes_)),
-                   link_factor=factor)
+    link = "sigmoid" if n_outputs == 1 else "softmax"
+    return replace(_booster(estimator, ensemble, link, len(estimator.classes_)), link_factor=factor)
 
 
 def _read_hist_gradient_boosting(estimator: Any) -> Booster:
     if getattr(estimator, "is_categorical_", None) is not None:
-        raise ModelError(f"expected a {type(estimator).__name__} without categorical features: encode them in a pipeline "
-                         "before it")
+        raise ModelError(f"expected a {type(estimator).__name__} without categorical features: encode them in a "
+                         "pipeline before it")
     rounds = estimator._predictors
     trees = [_read_predictor(predictor.nodes) for each in rounds for predictor in each]
     n_outputs = estimator.n_trees_per_iteration_
-    ensemble = _ensemble(trees, list(range(n_outputs)) * len(rounds), estimator.n_features_in_, n_outputs, aggregate=SUM,
-                         base=np.ravel(estimator._baseline_prediction).astype(np.float64))
+    ensemble = _ensemble(trees, list(range(n_outputs)) * len(rounds), estimator.n_features_in_, n_outputs,
+                         aggregate=SUM, base=np.ravel(estimator._baseline_prediction).astype(np.float64))
     if hasattr(estimator, "classes_"):
         return _booster(estimator, ensemble, "sigmoid" if n_outputs == 1 else "softmax", len(estimator.classes_))
     link = {"poisson": "exp", "gamma": "exp"}.get(estimator.loss, "identity")
@@ -138,18 +140,24 @@ def _booster(estimator: Any, ensemble: TreeEnsemble, link: str, n_classes: int) 
     return Booster(ensemble, link, "trees", n_classes, feature_names=None if names is None else tuple(map(str, names)))
 
 
-# ---- LightGBM's and XGBoost's estimators ---------------------------------------------------------------------
+# ---- LightGBM's and XGBoost's estimators ---------------------------------------------------------------
 
 def _read_lightgbm(estimator: Any) -> Booster:
-    return lightgbm_text.read(estimator.booster_.model_to_string(num_iteration=estimator.best_iteration_ or None), "model")
+    text = estimator.booster_.model_to_string(num_iteration=estimator.best_iteration_ or None)
+    return lightgbm_text.read(text, "model")
 
 
 def _read_xgboost(estimator: Any) -> Booster:
+    if not (estimator.missing is None or np.isnan(estimator.missing)):
+        raise ModelError(f"expected a {type(estimator).__name__} to which NaN alone is missing: make it NaN before "
+                         "training")
     booster = estimator.get_booster()
-    best = getattr(estimator, "best_iteration", None) if booster.attr("best_iteration") is not None else None
-    if best is not None:
-        booster = booster[:best + 1]
-    return xgboost_json.read(bytes(booster.save_raw("ubj")), "model")
+    if booster.attr("best_iteration") is not None:
+        booster = booster[:estimator.best_iteration + 1]
+    read = xgboost_json.read(bytes(booster.save_raw("ubj")), "model")
+    if hasattr(estimator, "classes_") and read.link == "sigmoid" and read.ensemble.n_outputs > 1:
+        raise ModelError(f"expected an estimator with one output, found {read.ensemble.n_outputs}")
+    return read
 
 
 READERS: dict[str, Callable[[Any], Booster]] = {
@@ -162,4 +170,5 @@ READERS: dict[str, Callable[[Any], Booster]] = {
     "HistGradientBoostingRegressor": _read_hist_gradient_boosting,
     "LGBMClassifier": _read_lightgbm, "LGBMRegressor": _read_lightgbm, "LGBMRanker": _read_lightgbm,
     "XGBClassifier": _read_xgboost, "XGBRegressor": _read_xgboost, "XGBRanker": _read_xgboost,
+    "XGBRFClassifier": _read_xgboost, "XGBRFRegressor": _read_xgboost,
 }

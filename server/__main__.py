@@ -128,10 +128,11 @@ def main(argv: list[str]) -> None:
         Parser(prog="python -m server doctor", description="Say what works on this machine.").parse_args(argv[1:])
         raise SystemExit(doctor.main())
     if argv[:1] == ["warm"]:
-        from server import warm
         p = Parser(prog="python -m server warm", description="Compile ahead what serving these models needs.")
         p.add_argument("models", nargs="*", metavar="MODEL", help=f"model files (default: {DEFAULT_MODEL.stem})")
-        raise SystemExit(warm.main(p.parse_args(argv[1:]).models))
+        paths = p.parse_args(argv[1:]).models
+        from server import warm
+        raise SystemExit(warm.main(paths))
     markers.phase("startup")
     serve(parser().parse_args(argv))
 
@@ -144,11 +145,28 @@ def serve(options: argparse.Namespace) -> None:
     listener = bind(options, application, native)
     stop = stop_on_signals()
     markers.phase("warmup")
-    listener.prepare(application.access_log.message)
-    application.models.prepare_explanations()
+    all_now = options.sandbox is not None  # which lets nothing be compiled or opened later
+    listener.prepare(application.access_log.message, explanations=all_now)
+    application.models.warm_up()
+    explain_later = prepare_explanations(application, native, all_now)
     allocator.settle()
     if not stop.is_set():
-        run(listener, stop, options, close_sandbox)
+        run(listener, stop, options, close_sandbox, explain_later)
+
+
+def prepare_explanations(application: "Application", native: bool, now: bool) -> Callable[[], None]:
+    """Make explanations ready, or give what does that beside serving: a first start should not wait for compilers."""
+    models = application.models
+    if native and not now:
+        from server import warm
+        served = list(models.by_name.values())
+
+        def compile_first() -> None:
+            warm.compile_ahead(served, application.access_log.message, explanations=True, nice=warm.NICE)
+        if warm.missing_units(served, explanations=True):
+            return threading.Thread(target=models.prepare_explanations, args=(compile_first,), daemon=True).start
+    models.prepare_explanations()
+    return lambda: None
 
 
 def prepare_sandbox(path: Path | None) -> Callable[[], None]:
@@ -210,7 +228,7 @@ def bind(options: argparse.Namespace, application: "Application", native: bool) 
 
 
 def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace,
-        close_sandbox: Callable[[], None] = lambda: None) -> None:
+        close_sandbox: Callable[[], None] = lambda: None, explain_later: Callable[[], None] = lambda: None) -> None:
     """Serve until `stop`, then let what is in flight finish."""
     from server.access_log import HotShare
     application = listener.application
@@ -224,6 +242,7 @@ def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace
     markers.phase("serving")
     print(f"Testigo {kernels.__version__} serves {', '.join(application.models.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
+    explain_later()
     while not stop.wait(1 - time.time() % 1):
         listener.tick()
         log_hot_share()

@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.compiled import inner
+from server.memory import bits_of, double_of, put_byte, put_word, word_at
 
 MALFORMED = -1  # no JSON number begins here
 UNSURE = -2     # a number of more than 19 digits, too near the middle of two doubles: Python must decide
@@ -119,16 +120,10 @@ def _trailing_zeros(typingctx, n):
     return types.int64(n), codegen
 
 
-@inner
-def _power_of_ten(power):
-    """(high, low) words of `_significand(power)`: one function, so that compiled code holds one table."""
-    return SIGNIFICANDS[power - SMALLEST_POWER, 0], SIGNIFICANDS[power - SMALLEST_POWER, 1]
-
-
 # Reading
 
 @inner
-def parse_double(buf: np.ndarray, pos: int, end: int) -> tuple[float, int]:
+def parse_double(buf, pos, end):
     """Read the JSON number that begins at buf[pos] as `float()` would: (value, position after it).
 
     `buf` is (n,) uint8, contiguous; bytes at and after `end` are never read. The number ends at the
@@ -138,23 +133,30 @@ def parse_double(buf: np.ndarray, pos: int, end: int) -> tuple[float, int]:
     negative = _byte_at(buf, pos, end) == MINUS
     first = pos + 1 if negative else pos
     if first + 8 <= end:
-        value, after = _parse_short(_read_8(buf, first))
+        value, after = _parse_short(word_at(buf, first))
         if after > 0:
             return -value if negative else value, first + after
-    mantissa, point = _scan_integer(buf, first, end)
+    if _byte_at(buf, first, end) == ZERO:  # no digit may follow it
+        mantissa, point = u64(0), first + 1
+    else:
+        mantissa, point = _scan_digits(buf, first, end, u64(0))
     last = point
     if _byte_at(buf, point, end) == DOT:
-        mantissa, last = _scan_fraction(buf, point + 1, end, mantissa)
-    n_fraction = max(last - point - 1, 0)
+        mantissa, last = _scan_digits(buf, point + 1, end, mantissa)
+    n_fraction = last - point - 1 if last > point else 0
     n_dropped = 0
     if point - first + n_fraction > MAX_DIGITS_IN_U64:
         mantissa, n_dropped = _leading_digits(buf, first, last)
     exponent, pos = _scan_exponent(buf, last, end)
     if point == first or last == point + 1 or pos < 0:  # a part without digits
         return 0.0, MALFORMED
-    value, status = _round_decimal(mantissa, exponent - n_fraction + n_dropped, n_dropped > 0)
-    if status < 0:
-        return 0.0, status
+    power = exponent - n_fraction + n_dropped
+    value = _nearest_double(mantissa, power)
+    # Where digits were left out, the number is below (mantissa + 1) * 10**power.
+    if n_dropped and value != _nearest_double(mantissa + u64(1), power):
+        return 0.0, UNSURE
+    if value == np.inf:
+        return 0.0, OVERFLOW
     return -value if negative else value, pos
 
 
@@ -186,43 +188,6 @@ def _byte_at(buf, pos, end):
 
 
 @inner
-def _scan_integer(buf, pos, end):
-    """The digits of an integer part, of which a leading zero is always the last: (value, next position)."""
-    if _byte_at(buf, pos, end) == ZERO:
-        value, pos = u64(0), pos + 1
-    else:
-        value, pos = _scan_digits(buf, pos, end, u64(0))
-    return value, pos
-
-
-@inner
-def _scan_fraction(buf, pos, end, value):
-    """`_scan_digits`, eight digits at a time: fractions are long."""
-    while pos + 8 <= end:
-        chars = _read_8(buf, pos)
-        if not _are_digits(chars):
-            break
-        value = value * u64(10**8) + _join_digits(chars - ASCII_ZEROS)
-        pos += 8
-    return _scan_digits(buf, pos, end, value)
-
-
-@inner
-def _read_8(buf, pos):
-    """The eight bytes from buf[pos] on as a word, the first the lowest; LLVM makes one load of it."""
-    word = u64(0)
-    for i in range(8):
-        word |= u64(buf[u64(pos + i)]) << u64(8 * i)
-    return word
-
-
-@inner
-def _are_digits(chars):
-    """Whether each byte is one of "0" … "9": neither 0x46 more nor 0x30 less sets its top bit."""
-    return ((chars + u64(0x4646464646464646)) | (chars - ASCII_ZEROS)) & u64(0x8080808080808080) == u64(0)
-
-
-@inner
 def _join_digits(digits):
     """The number whose eight digits these are, one a byte, the first the lowest; undoes `_spread_digits`."""
     pairs = (digits * u64(10) + (digits >> u64(8))) & u64(0x00FF00FF00FF00FF)
@@ -232,7 +197,17 @@ def _join_digits(digits):
 
 @inner
 def _scan_digits(buf, pos, end, value):
-    """Append the decimal digits from buf[pos] on to `value`, modulo 2**64: (value, next position)."""
+    """Append the decimal digits from buf[pos] on to `value`, modulo 2**64: (value, next position).
+
+    Eight at a time as long as there are: fractions are long.
+    """
+    while pos + 8 <= end:
+        chars = word_at(buf, pos)
+        # Each byte is one of "0" … "9" where neither 0x46 more nor 0x30 less sets its top bit.
+        if ((chars + u64(0x4646464646464646)) | (chars - ASCII_ZEROS)) & u64(0x8080808080808080) != u64(0):
+            break
+        value = value * u64(10**8) + _join_digits(chars - ASCII_ZEROS)
+        pos += 8
     digit = u64(_byte_at(buf, pos, end)) - u64(ZERO)
     while digit <= u64(9):
         value = value * u64(10) + digit
@@ -283,18 +258,6 @@ def _leading_digits(buf, pos, last):
 
 
 @inner
-def _round_decimal(mantissa, power, truncated):
-    """The double nearest to mantissa * 10**power, and 0, UNSURE or OVERFLOW.
-
-    `truncated` says that digits were left out: the number is then below (mantissa + 1) * 10**power.
-    """
-    value = _nearest_double(mantissa, power)
-    if truncated and value != _nearest_double(mantissa + u64(1), power):
-        return value, UNSURE
-    return value, OVERFLOW if value == np.inf else 0
-
-
-@inner
 def _nearest_double(mantissa, power):
     """The double nearest to mantissa * 10**power, ties to even; infinity beyond the largest."""
     if mantissa == u64(0) or power < SMALLEST_POWER:
@@ -304,7 +267,7 @@ def _nearest_double(mantissa, power):
     if mantissa <= EXACT_MANTISSA and -EXACT_POWER <= power <= EXACT_POWER:
         exact = np.float64(np.int64(mantissa))
         return exact / EXACT_POWERS[-power] if power < 0 else exact * EXACT_POWERS[power]
-    return np.uint64(_eisel_lemire(mantissa, power)).view(np.float64)
+    return double_of(_eisel_lemire(mantissa, power))
 
 
 @inner
@@ -315,7 +278,7 @@ def _eisel_lemire(mantissa, power):
     """
     zeros = _leading_zeros(mantissa)
     normalized = mantissa << u64(zeros)
-    power_high, power_low = _power_of_ten(power)
+    power_high, power_low = SIGNIFICANDS[power - SMALLEST_POWER, 0], SIGNIFICANDS[power - SMALLEST_POWER, 1]
     high, low = _wide_product(normalized, power_high)
     if high & u64(0x1FF) == u64(0x1FF):  # what lies below could carry into the 55 bits that decide
         carry, _ = _wide_product(normalized, power_low)
@@ -328,91 +291,64 @@ def _eisel_lemire(mantissa, power):
     # 217706 / 2**16 is log2(10), close enough for every power of the table.
     exponent = (217706 * power >> 16) + 63 + np.int64(upper_bit) - zeros + EXPONENT_BIAS
     if exponent <= 0:
-        return _round_subnormal(rounded, 1 - exponent)
+        # There are no ties so far down, and 2**52 is the smallest normal.
+        return ((rounded >> u64(1 - exponent)) + u64(1)) >> u64(1) if exponent > -63 else u64(0)
     # A tie between two doubles: nothing is set below the 54 bits, which only these powers can give.
     if low <= u64(1) and -4 <= power <= 23 and rounded & u64(3) == u64(1) and rounded << shift == high:
         rounded -= u64(1)
     rounded = (rounded + u64(1)) >> u64(1)
     # The hidden bit adds one to the exponent, and so does a mantissa that rounds up to 2**53.
     bits = (u64(exponent - 1) << MANTISSA_BITS) + rounded
-    return min(bits, u64(INFINITE_EXPONENT) << MANTISSA_BITS)
-
-
-@inner
-def _round_subnormal(rounded, shift):
-    """Drop `shift` more bits and round: there are no ties so far down, and 2**52 is the smallest normal."""
-    if shift >= 64:
-        return u64(0)
-    return ((rounded >> u64(shift)) + u64(1)) >> u64(1)
+    infinity = u64(INFINITE_EXPONENT) << MANTISSA_BITS
+    return bits if bits < infinity else infinity
 
 
 # Writing
 
 @inner
-def format_double(value: float, out: np.ndarray, pos: int) -> int:
+def format_double(value, out, pos):
     """Write a finite double as `repr(float)` and `json.dumps` do; return the position after it.
 
     `out` is uint8, contiguous, with room for MAX_DOUBLE_CHARS bytes from `pos` on; what the text does
     not fill of them is overwritten too. Infinities and nan are the caller's to refuse: they have no JSON.
     """
-    bits = np.float64(value).view(np.uint64)
+    bits = bits_of(value)
     if bits >> SIGN_SHIFT:
-        _put(out, pos, MINUS)
+        put_byte(out, pos, MINUS)
         pos += 1
     digits, exponent = _shortest_decimal(bits & MAGNITUDE_MASK)
     n_digits = _count_digits(digits)
     digits *= TEN_TO[LONGEST_DIGITS - n_digits]
     point = n_digits + exponent  # digits before the decimal point
-    if -4 < point <= 0:
-        pos = _write_fraction(digits, point, out, pos)
-    elif 0 < point <= 16:
-        pos = _write_fixed(digits, point, out, pos)
-    else:
-        pos = _write_scientific(digits, point, out, pos)
-    return pos
-
-
-@inner
-def _write_fraction(digits, point, out, pos):
-    """Write 0.ddd, with -point zeros after the decimal point, at most three; return the position after it."""
-    for i in range(5):
-        _put(out, pos + i, ZERO)
-    _put(out, pos + 1, DOT)
-    first = pos + 2 - point
-    return first + _write_digits(digits, out, first)
-
-
-@inner
-def _write_fixed(digits, point, out, pos):
-    """Write ddd.ddd or ddd.0, with `point` digits before the decimal point; return the position after it."""
+    if -4 < point <= 0:  # 0.ddd, with up to three zeros after the point
+        for i in range(5):
+            put_byte(out, pos + i, DOT if i == 1 else ZERO)
+        pos += 2 - point
+        return pos + _write_digits(digits, out, pos)
     n_digits = _write_digits(digits, out, pos + 1)
-    for i in range(pos, pos + point):
-        _put(out, i, out[u64(i + 1)])
-    _put(out, pos + point, DOT)
-    return pos + 1 + max(n_digits, point + 1)
-
-
-@inner
-def _write_scientific(digits, point, out, pos):
-    """Write d.ddde+dd, or de+dd for a single digit; return the position after it."""
-    n_digits = _write_digits(digits, out, pos + 1)
-    _put(out, pos, out[u64(pos + 1)])
-    _put(out, pos + 1, DOT)
+    if 0 < point <= 16:  # ddd.ddd or ddd.0
+        for i in range(pos, pos + point):
+            put_byte(out, i, out[u64(i + 1)])
+        put_byte(out, pos + point, DOT)
+        return pos + 1 + (n_digits if n_digits > point else point + 1)
+    put_byte(out, pos, out[u64(pos + 1)])  # d.ddde+dd, or de+dd of a single digit
+    put_byte(out, pos + 1, DOT)
     return _write_exponent(point - 1, out, pos + 1 + n_digits if n_digits > 1 else pos + 1)
 
 
 @inner
 def _write_exponent(exponent, out, pos):
     """Write e+dd or e-dd, with a third digit where it is needed; return the position after it."""
-    _put(out, pos, LOWER_E)
-    _put(out, pos + 1, MINUS if exponent < 0 else PLUS)
+    put_byte(out, pos, LOWER_E)
+    put_byte(out, pos + 1, MINUS if exponent < 0 else PLUS)
     pos += 2
-    exponent = abs(exponent)
+    if exponent < 0:
+        exponent = -exponent
     if exponent >= 100:
-        _put(out, pos, ZERO + exponent // 100)
+        put_byte(out, pos, ZERO + exponent // 100)
         pos += 1
-    _put(out, pos, ZERO + exponent // 10 % 10)
-    _put(out, pos + 1, ZERO + exponent % 10)
+    put_byte(out, pos, ZERO + exponent // 10 % 10)
+    put_byte(out, pos + 1, ZERO + exponent % 10)
     return pos + 2
 
 
@@ -423,9 +359,9 @@ def _write_digits(digits, out, pos):
     first = head // u64(10**8)
     middle = _spread_digits(head - first * u64(10**8))
     tail = _spread_digits(digits - head * u64(10**8))
-    _put(out, pos, u64(ZERO) + first)
-    _write_8(middle + ASCII_ZEROS, out, pos + 1)
-    _write_8(tail + ASCII_ZEROS, out, pos + 9)
+    put_byte(out, pos, u64(ZERO) + first)
+    put_word(out, pos + 1, middle + ASCII_ZEROS)
+    put_word(out, pos + 9, tail + ASCII_ZEROS)
     if tail != u64(0):
         return 17 - _leading_zeros(tail) // 8
     return 9 - _leading_zeros(middle) // 8
@@ -447,23 +383,10 @@ def _spread_digits(n):
 
 
 @inner
-def _write_8(chars, out, pos):
-    """Write the bytes of a word, the lowest first; LLVM makes one store of it."""
-    for i in range(8):
-        _put(out, pos + i, chars >> u64(8 * i))
-
-
-@inner
-def _put(out, pos, char):
-    """out[pos] = char. An unsigned index spares numba's test for a negative one."""
-    out[u64(pos)] = np.uint8(char)
-
-
-@inner
 def _count_digits(n):
     """How many decimal digits n < 10**19 has; one for zero. 1233 / 2**12 is log10(2)."""
     guess = (64 - _leading_zeros(n)) * 1233 >> 12
-    return max(guess + (n >= TEN_TO[guess]), 1)
+    return guess + (n >= TEN_TO[guess]) if guess else 1
 
 
 @inner
@@ -477,7 +400,7 @@ def _shortest_decimal(magnitude):
     if magnitude == u64(0):
         return u64(0), 0
     c = fraction | HIDDEN_BIT if biased else fraction
-    q = max(biased, 1) - EXPONENT_BIAS - 52  # the value is c * 2**q
+    q = (biased if biased else 1) - EXPONENT_BIAS - 52  # the value is c * 2**q
     if -53 < q <= 0 and c & ((u64(1) << u64(-q)) - u64(1)) == u64(0):
         return c >> u64(-q), 0  # an integer below 2**53
     uneven = fraction == u64(0) and biased > 1  # below a power of two the doubles are twice as dense
@@ -517,7 +440,7 @@ def _shortest_between(lower, scaled, upper):
 @inner
 def _scale(c, power):
     """c times `_significand(power)` without its last 128 bits, which the last bit left stands for if set."""
-    high, low = _power_of_ten(power)
+    high, low = SIGNIFICANDS[power - SMALLEST_POWER, 0], SIGNIFICANDS[power - SMALLEST_POWER, 1]
     if power < -27 or power > 55:  # Schubfach wants inexact powers rounded up, and these were truncated
         low += u64(1)
     carry, _ = _wide_product(c, low)
@@ -528,16 +451,16 @@ def _scale(c, power):
 
 
 @inner
-def format_int(value: int, out: np.ndarray, pos: int) -> int:
+def format_int(value, out, pos):
     """Write an int64 in decimal; return the position after it. At most MAX_INT_CHARS bytes are written."""
     magnitude = u64(value)
     if value < 0:
-        _put(out, pos, MINUS)
+        put_byte(out, pos, MINUS)
         pos += 1
         magnitude = u64(0) - magnitude
     end = pos + _count_digits(magnitude)
     for i in range(end - 1, pos - 1, -1):
         rest = magnitude // u64(10)
-        _put(out, i, u64(ZERO) + magnitude - rest * u64(10))
+        put_byte(out, i, u64(ZERO) + magnitude - rest * u64(10))
         magnitude = rest
     return end

@@ -32,6 +32,7 @@ from server.libc import (
     MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, accept4, atomic_add, caller_of, close, epoll_ctl, epoll_wait, errno, free,
     malloc, memcpy, memmove, now_ns, read, recv, send, shutdown, usleep, view_of, write,
 )
+from server.memory import address_of, put_span
 
 # What `serve_owned` gives back to Python.
 GONE, PYTHON, LARGE, LATE = range(4)  # closed or back in its loop; a request for it; a larger buffer; an error 408
@@ -95,11 +96,11 @@ def watch(shared, work, fd):
     interest = work.interest
     interest[0] = EPOLLIN
     interest[EVENT_DATA], interest[EVENT_DATA + 1] = fd, 0
-    if epoll_ctl(loop.epoll, EPOLL_CTL_ADD, fd, interest.ctypes.data) < 0:
+    if epoll_ctl(loop.epoll, EPOLL_CTL_ADD, fd, address_of(interest)) < 0:
         close_connection(shared, fd)
     elif deadline_ns < loop.sweep_ns:  # it sleeps for longer than this connection may be silent
         work.clock[0] = 1
-        write(loop.wake, work.clock.ctypes.data, 8)
+        write(loop.wake, address_of(work.clock), 8)
 
 
 @inner
@@ -126,7 +127,7 @@ def send_refusal(shared, work, fd, which):
     """Send a ready-made response; its loss (a full socket buffer) is the loss of an error message only."""
     refusal = refusals_of(shared.refusals)[which]
     response = bytes_of(work.response)
-    hotpath.put_span(response, 0, bytes_of(shared.text), refusal.text)
+    put_span(response, 0, bytes_of(shared.text), refusal.text)
     hotpath.put_date(shared, response, refusal.date_at)
     send(fd, work.response.at, refusal.text.length, MSG_DONTWAIT | MSG_NOSIGNAL)
 
@@ -198,7 +199,7 @@ def hand_over(shared, work, fd, at, n, unsent):
     connection.state = OWNED
     epoll_ctl(loops_of(shared.loops)[connection.loop].epoll, EPOLL_CTL_DEL, fd, 0)
     work.clock[0] = fd
-    write(shared.queue_in, work.clock.ctypes.data, 4)
+    write(shared.queue_in, address_of(work.clock), 4)
 
 
 @inner
@@ -328,7 +329,7 @@ def run_loop(shared, work, loop):
                 return 0
             wait_ms, sweep_ns = min(wait_ms, DRAIN_LOOK_MS), 0
         this.sweep_ns = sweep_ns if wait_ms >= 0 else NEVER_NS
-        n = epoll_wait(this.epoll, events.ctypes.data, MAX_EVENTS, wait_ms)
+        n = epoll_wait(this.epoll, address_of(events), MAX_EVENTS, wait_ms)
         for i in range(n):
             fd = events[i * EVENT_INTS + EVENT_DATA]
             if fd == shared.listener:
@@ -353,7 +354,7 @@ def take(shared, work):
     gauges = int64s_of(shared.gauges)
     atomic_add(gauges, IDLE_WORKERS, 1)
     while True:
-        r = read(shared.queue_out, work.clock.ctypes.data, 4)
+        r = read(shared.queue_out, address_of(work.clock), 4)
         if r >= 0 or errno() != EINTR:
             break
     atomic_add(gauges, IDLE_WORKERS, -1)
@@ -459,24 +460,28 @@ def leave(shared, work, fd):
 
 # --- for Python ---------------------------------------------------------------------------------
 
-def compile_all() -> list:
-    """The entry points of this module as C functions: (Shared, Work, numbers …) → int64."""
-    def compile_now(function, n_numbers: int):
-        signature = types.int64(from_dtype(SHARED), from_dtype(WORK), *[types.intp] * n_numbers)
-        return cfunc(signature)(function)
-    return [compile_now(run_loop, 1), compile_now(serve_owned, 3), compile_now(take, 0), compile_now(begin, 1),
-            compile_now(leave.py_func, 1)]
+# The functions that Python calls, (Shared, Work, so many numbers) → int64; neighbours share the most functions.
+ENTRIES = {"leave": (leave.py_func, 1), "take": (take, 0), "begin": (begin, 1), "serve_owned": (serve_owned, 3),
+           "run_loop": (run_loop, 1)}
+
+
+def compile_entry(name: str):
+    """One of ENTRIES as a C function, compiled or from the cache."""
+    function, n_numbers = ENTRIES[name]
+    return cfunc(types.int64(from_dtype(SHARED), from_dtype(WORK), *[types.intp] * n_numbers))(function)
 
 
 class Native:
     """The compiled functions, for Python to call with the addresses of a `Shared` and a `Work`; none holds the GIL."""
 
     def __init__(self) -> None:
-        answer = hotpath.compile_answer()
-        self.answer_address = answer.address
-        entries = compile_all()
-        self._kept = [answer, *entries]
-        self.run_loop, self.serve_owned, self.take, self.begin, self.leave = map(_callable, entries)
+        units = {name: hotpath.compile_unit(name) for name in hotpath.UNITS}
+        self.addresses = {name: unit.address for name, unit in units.items()}  # fields of SHARED
+        self.answer_address = self.addresses["answer"]
+        entries = {name: compile_entry(name) for name in ENTRIES}
+        self._kept = [*units.values(), *entries.values()]
+        self.run_loop, self.serve_owned, self.take, self.begin, self.leave = (
+            _callable(entries[name]) for name in ("run_loop", "serve_owned", "take", "begin", "leave"))
 
 
 def _callable(compiled):

@@ -43,7 +43,7 @@ def explanations(models: ServedModels, model: kernels.TabularModel, rows: np.nda
                                             " file does not say what is.", "parameters.background")
     n_codes = _n_codes(parameters, model)
     _check_size(explainer, len(rows), 0 if background is None else len(background))
-    with finite_results():
+    with finite_results(model):
         found = explainer.explain(rows, background)
     names = model.signature.feature_names or range(model.n_features)
     return {"explanations": [_one(values.T, found.base_values, scores, names, n_codes)

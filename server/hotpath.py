@@ -4,6 +4,9 @@ The rule to keep: this file answers only what it fully understands, and then exa
 path (`predict_api`) would; everything else is SLOW and left untouched. Every index is proven
 against `end` before it is read: numba checks no bounds here (the fuzz suite also runs with its checks on).
 
+The functions of `UNITS` are compiled apart and call each other through addresses in `Shared`: what is compiled into
+its caller is optimised once more there, and in the caller's caller. One whose bounds check fails returns FAILED.
+
 Heads: RFC 9112 through the table of `http1`. Bodies: RFC 8259.
 """
 
@@ -11,6 +14,7 @@ import numpy as np
 from numba import from_dtype, types
 
 from kernels.compiled import cfunc, inner
+from kernels.simd import load, load_u8
 from server.doubles import format_double, format_int, parse_double
 from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
 from server.layout import (
@@ -18,6 +22,7 @@ from server.layout import (
     MAX_LINES, MAX_REQUEST_ID_BYTES, MODEL, NUMBER_ROOM, REQUESTS, SHARED, SPAN, WORD, WORK,
 )
 from server.libc import CLOCK_MONOTONIC, caller_of, memmove, now_ns, view_of
+from server.memory import address_of, equals, equals_span, put, put_from, put_span, starts_with, starts_with_span
 
 # What became of the bytes at the front of the buffer. FAILED (a bug: numba's bounds check) is served as SLOW.
 FAILED, ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW = range(5)
@@ -48,6 +53,7 @@ RESPONSE_CLOSE = _text("\r\nConnection: close")
 RESPONSE_LENGTH = _text("\r\nContent-Type: application/json\r\nContent-Length: ")
 RESPONSE_ID = _text("\r\nX-Request-Id: ")
 RESPONSE_BODY = _text("\r\n\r\n")
+SEPARATOR = _text(", ")
 PREDICTIONS, PROBABILITIES = _text('{"predictions": ['), _text('], "probabilities": [')
 TAB, LF, CR, SPACE, QUOTE, COMMA, COLON, SEMICOLON, BACKSLASH = (np.uint8(ord(c)) for c in "\t\n\r \",:;\\")
 OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = (np.uint8(ord(c)) for c in "[]{}")
@@ -57,44 +63,32 @@ spans_of, models_of, logged_of = view_of(SPAN), view_of(MODEL), view_of(LOG_LINE
 features_of, words_of = view_of(FEATURE), view_of(WORD)
 call_predict = caller_of(types.int32, *[types.intp] * 6)  # kernels.native
 
+# Of the functions of UNITS. SHARED and WORK are records; the other arguments are as there.
+_RECORDS = from_dtype(SHARED), from_dtype(WORK)
+SIGNATURE = types.int64(*_RECORDS, *[types.intp] * 3)
+READ_SIGNATURE = types.int64(*_RECORDS, *[types.intp] * 2)
+READ_VALUES_SIGNATURE = types.int64(*_RECORDS, *[types.intp] * 5)
+READ_NUMBERS_SIGNATURE = types.int64(_RECORDS[1], *[types.intp] * 5)
+WRITE_NUMBER_SIGNATURE = types.int64(_RECORDS[1], types.float64, types.intp)
+call_read, call_read_values, call_read_numbers, call_write_number = (
+    caller_of(signature.return_type, *signature.args)
+    for signature in (READ_SIGNATURE, READ_VALUES_SIGNATURE, READ_NUMBERS_SIGNATURE, WRITE_NUMBER_SIGNATURE))
+
 
 # --- text ---------------------------------------------------------------------------------------
 
 @inner
-def equals(buf, at, end, text):
-    """Whether buf[at:end] is exactly `text`."""
-    if end - at != text.size:
+def equals_folded(buf, at, end, text, size):
+    """Whether buf[at:end] is the lower-case text of `size` bytes at the address `text`, but for the case of letters."""
+    if end - at != size:
         return False
-    for i in range(text.size):
-        if buf[at + i] != text[i]:
-            return False
-    return True
-
-
-@inner
-def equals_folded(buf, at, end, text):
-    """`equals` for a lower-case `text`, the case of buf's ASCII letters ignored."""
-    if end - at != text.size:
-        return False
-    for i in range(text.size):
+    for i in range(size):
         byte = buf[at + i]
         if 65 <= byte <= 90:
             byte += 32
-        if byte != text[i]:
+        if byte != load_u8(text + i):
             return False
     return True
-
-
-@inner
-def put(out, at, text):
-    for i in range(text.size):
-        out[at + i] = text[i]
-    return at + text.size
-
-
-@inner
-def put_span(out, at, text, span):
-    return put(out, at, text[span.at:span.at + span.length])
 
 
 # --- head ---------------------------------------------------------------------------------------
@@ -107,7 +101,7 @@ def scan_head(transitions, buf, at, end, lines):
     The state is REJECT also for heads with more lines or bytes than are taken here.
     """
     state, n_lines, i = np.intp(START), 0, at
-    limit = min(end, at + MAX_HEAD_BYTES)
+    limit = at + MAX_HEAD_BYTES if end - at > MAX_HEAD_BYTES else end
     while i < limit:
         state = np.intp(transitions[state * 256 + buf[i]])
         i += 1
@@ -153,12 +147,12 @@ def is_json_type(buf, at, end):
     while split < end and buf[split] != SEMICOLON:
         split += 1
     name_at, name_end = trim(buf, at, split)
-    if not equals_folded(buf, name_at, name_end, JSON_TYPE):
+    if not equals_folded(buf, name_at, name_end, address_of(JSON_TYPE), JSON_TYPE.size):
         return False
     if split == end:
         return True
     parameter_at, parameter_end = trim(buf, split + 1, end)
-    return equals_folded(buf, parameter_at, parameter_end, CHARSET)
+    return equals_folded(buf, parameter_at, parameter_end, address_of(CHARSET), CHARSET.size)
 
 
 @inner
@@ -178,10 +172,9 @@ def is_allowed_host(shared, buf, at, end):
             return False
     if shared.any_host:
         return True
-    hosts, text = spans_of(shared.hosts), bytes_of(shared.text)
+    hosts = spans_of(shared.hosts)
     for i in range(hosts.size):
-        span = hosts[i]
-        if equals_folded(buf, at, name_end, text[span.at:span.at + span.length]):
+        if equals_folded(buf, at, name_end, shared.text.at + hosts[i].at, hosts[i].length):
             return True
     return False
 
@@ -189,7 +182,7 @@ def is_allowed_host(shared, buf, at, end):
 @inner
 def is_authorized(shared, buf, at, end):
     """Whether an Authorization value is `Bearer` with one of the keys; as slow for every wrong key of a length."""
-    if end - at <= BEARER.size or not equals_folded(buf, at, at + BEARER.size, BEARER):
+    if end - at <= BEARER.size or not equals_folded(buf, at, at + BEARER.size, address_of(BEARER), BEARER.size):
         return False
     at, end = trim(buf, at + BEARER.size, end)
     keys, text = spans_of(shared.keys), bytes_of(shared.text)
@@ -210,7 +203,7 @@ def find_field(buf, at, end):
     name_at = 0
     for i in range(FIELD_ENDS.size):
         name_end = FIELD_ENDS[i]
-        if name_end - name_at == end - at and equals_folded(buf, at, end, FIELD_NAMES[name_at:name_end]):
+        if equals_folded(buf, at, end, address_of(FIELD_NAMES) + name_at, name_end - name_at):
             return i
         name_at = name_end
     return -1
@@ -229,18 +222,17 @@ def note_request_id(work, at, end):
     return True
 
 
-@inner
 def read_head(shared, work, at, end):
-    """The head at received[at:end] → (outcome, start of the body, its length, keep-alive).
+    """The head at received[at:end] → the outcome; in work.result: the end of the request, where its body starts,
+    keep-alive.
 
     ANSWERED stands for a head of a request that may be answered here.
     """
+    work.result[0], work.result[1], work.result[2] = at, at, True
     buf, lines = bytes_of(work.received), int64s_of(work.lines)
     state, body, n_lines = scan_head(bytes_of(shared.transitions), buf, at, end, lines)
-    if state >= REJECT:
-        return SLOW, body, 0, True
     if state != DONE:
-        return INCOMPLETE_HEAD, body, 0, True
+        return SLOW if state >= REJECT else INCOMPLETE_HEAD
     work.request_id.length = 0
     length, keep_alive, hot, authorized, seen = 0, True, True, shared.keys.length == 0, 0
     good_host = False
@@ -253,7 +245,7 @@ def read_head(shared, work, at, end):
         if field < 0:
             continue
         if seen >> field & 1:
-            return SLOW, body, 0, True
+            return SLOW
         seen |= 1 << field
         value_at, value_end = trim(buf, name_end + 1, line_end)
         if field == HOST:
@@ -261,12 +253,12 @@ def read_head(shared, work, at, end):
         elif field == CONTENT_LENGTH:
             length = read_length(buf, value_at, value_end)
             if length < 0 or length > shared.max_body_bytes:
-                return SLOW, body, 0, True
+                return SLOW
         elif field == CONTENT_TYPE:
             hot &= is_json_type(buf, value_at, value_end)
         elif field == CONNECTION:
-            keep_alive = equals_folded(buf, value_at, value_end, KEEP_ALIVE)
-            hot &= keep_alive or equals_folded(buf, value_at, value_end, CLOSE)
+            keep_alive = equals_folded(buf, value_at, value_end, address_of(KEEP_ALIVE), KEEP_ALIVE.size)
+            hot &= keep_alive or equals_folded(buf, value_at, value_end, address_of(CLOSE), CLOSE.size)
         elif field == AUTHORIZATION:
             authorized |= is_authorized(shared, buf, value_at, value_end)
         elif field == ORIGIN:
@@ -274,14 +266,15 @@ def read_head(shared, work, at, end):
         elif field == X_REQUEST_ID:
             hot &= note_request_id(work, value_at, value_end)
         elif field < FIRST_REPEATABLE:  # the body may not be where and what it seems
-            return SLOW, body, 0, True
+            return SLOW
     if not good_host:  # it may be one that is refused, whatever its body: Python knows
-        return SLOW, body, 0, True
+        return SLOW
     hot &= authorized and length > 0 and not shared.draining
-    hot &= lines[0] - at == REQUEST_LINE.size and equals(buf, at, lines[0], REQUEST_LINE)
+    hot &= equals(buf, at, lines[0], REQUEST_LINE)
+    work.result[0], work.result[1], work.result[2] = body + length, body, keep_alive
     if body + length > end and (hot or body + length - at <= buf.size):
-        return INCOMPLETE_BODY, body, length, keep_alive
-    return ANSWERED if hot else SLOW, body, length, keep_alive
+        return INCOMPLETE_BODY
+    return ANSWERED if hot else SLOW
 
 
 # --- body ---------------------------------------------------------------------------------------
@@ -387,7 +380,7 @@ def read_name(shared, work, model, k, at, end):
     if model.first_name <= word < model.first_name + model.n_names:
         span = words[word].text
         after = at + span.length
-        if after > end or not equals(buf, at, after, text[span.at:span.at + span.length]):
+        if not starts_with_span(buf, at, end, text, span):
             after = -1
     if after < 0:
         if at >= end or buf[at] != QUOTE:
@@ -411,7 +404,7 @@ def read_category(shared, model, feature, buf, at, end, rows, n):
     are for Python to read.
     """
     if at >= end or buf[at] != QUOTE:
-        if not model.takes_missing or not equals(buf, at, min(at + NULL.size, end), NULL):
+        if not model.takes_missing or not starts_with(buf, at, end, NULL):
             return -1
         rows[n + feature] = np.nan
         return skip_space(buf, at + NULL.size, end)
@@ -426,9 +419,9 @@ def read_category(shared, model, feature, buf, at, end, rows, n):
     return skip_space(buf, close + 1, end)
 
 
-@inner
-def read_numbers(buf, at, end, rows, first, last, takes_missing):
+def read_numbers(work, at, end, first, last, takes_missing):
     """Numbers, or nulls, with commas between them into rows[first:last] → the place of what follows, or negative."""
+    buf, rows = bytes_of(work.received), doubles_of(work.rows)
     for i in range(first, last):
         if i > first:
             if at >= end or buf[at] != COMMA:
@@ -436,7 +429,7 @@ def read_numbers(buf, at, end, rows, first, last, takes_missing):
             at = skip_space(buf, at + 1, end)
         value, after = parse_double(buf, at, end)
         if after < 0:
-            if not takes_missing or not equals(buf, at, min(at + NULL.size, end), NULL):
+            if not takes_missing or not starts_with(buf, at, end, NULL):
                 return -1
             value, after = np.nan, at + NULL.size
         rows[i] = value
@@ -444,9 +437,9 @@ def read_numbers(buf, at, end, rows, first, last, takes_missing):
     return at
 
 
-@inner
-def read_values(shared, work, model, n, at, end, are_objects):
-    """As `read_numbers`, where a row is an object, or a feature has categories."""
+def read_values(shared, work, at, end, m, n, are_objects):
+    """As `read_numbers`, the row from rows[n] on of model m, where a row is an object, or a feature has categories."""
+    model, features = models_of(shared.models)[m], features_of(shared.features)
     buf, rows, seen = bytes_of(work.received), doubles_of(work.rows), int64s_of(work.seen)
     work.n_rows += 1
     for k in range(model.n_features):
@@ -460,33 +453,37 @@ def read_values(shared, work, model, n, at, end, are_objects):
             if at < 0 or seen[feature] == work.n_rows:
                 return -1
             seen[feature] = work.n_rows
-        if features_of(shared.features)[model.first_feature + feature].takes_strings:
+        if features[model.first_feature + feature].takes_strings:
             at = read_category(shared, model, feature, buf, at, end, rows, n)
         else:
-            at = read_numbers(buf, at, end, rows, n + feature, n + feature + 1, model.takes_missing)
-        if at < 0:
-            return -1
+            i = n + feature
+            at = call_read_numbers(shared.read_numbers, (work, at, end, i, i + 1, model.takes_missing))
+        if at <= 0:
+            return at
     return at
 
 
 @inner
-def read_rows(shared, work, model, at, end):
-    """`[[…], […]]` or `[{…}, {…}]` → (place after it, number of rows), or -1s for anything else."""
-    buf = bytes_of(work.received)
+def read_rows(shared, work, m, at, end):
+    """`[[…], […]]` or `[{…}, {…}]` for model m → (place after it, number of rows), or -1s for anything else."""
+    buf, model = bytes_of(work.received), models_of(shared.models)[m]
     at = expect(buf, at, end, OPEN)
     if at < 0 or at >= end or not model.predict:
         return -1, -1
-    rows, are_objects, n, n_rows = doubles_of(work.rows), buf[at] == OPEN_OBJECT, np.intp(0), np.intp(0)
+    are_objects, n, n_rows = buf[at] == OPEN_OBJECT, np.intp(0), np.intp(0)
     if are_objects and not model.n_names:
         return -1, -1
     while True:
         at = expect(buf, at, end, OPEN_OBJECT if are_objects else OPEN)
-        if at < 0 or n + model.n_features > rows.size:
+        if at < 0 or n + model.n_features > work.rows.length:
             return -1, -1
         if are_objects or model.takes_strings:
-            at = read_values(shared, work, model, n, at, end, are_objects)
+            at = call_read_values(shared.read_values, (shared, work, at, end, m, n, are_objects))
         else:
-            at = read_numbers(buf, at, end, rows, n, n + model.n_features, model.takes_missing)
+            last = n + model.n_features
+            at = call_read_numbers(shared.read_numbers, (work, at, end, n, last, model.takes_missing))
+        if at == FAILED:
+            return -1, FAILED
         if at < 0 or at >= end or buf[at] != (SHUT_OBJECT if are_objects else SHUT):
             return -1, -1
         n, n_rows = n + model.n_features, n_rows + 1
@@ -504,8 +501,7 @@ def read_rows(shared, work, model, at, end):
 def find_model(shared, buf, at, end):
     models, text = models_of(shared.models), bytes_of(shared.text)
     for i in range(models.size):
-        span = models[i].name
-        if equals(buf, at, end, text[span.at:span.at + span.length]):
+        if equals_span(buf, at, end, text, models[i].name):
             return i
     return -1
 
@@ -565,8 +561,8 @@ def read_parameters(buf, at, end):
     at = expect(buf, key_end + 1, end, COLON)
     if at < 0:
         return -1, False
-    wanted = equals(buf, at, min(at + TRUE.size, end), TRUE)
-    if not wanted and not equals(buf, at, min(at + FALSE.size, end), FALSE):
+    wanted = starts_with(buf, at, end, TRUE)
+    if not wanted and not starts_with(buf, at, end, FALSE):
         return -1, False
     at = skip_space(buf, at + (TRUE.size if wanted else FALSE.size), end)
     if at >= end or buf[at] != SHUT_OBJECT:
@@ -574,28 +570,31 @@ def read_parameters(buf, at, end):
     return at + 1, wanted
 
 
-@inner
 def read_body(shared, work, at, end):
-    """The request object → (number of rows or -1, model index, whether probabilities are wanted)."""
+    """The request object at received[at:end] → the number of rows or -1; in work.result[1] the model's index, in
+    work.result[3] whether probabilities are wanted.
+    """
     buf, models = bytes_of(work.received), models_of(shared.models)
     model, n_rows, wanted = 0 if models.size == 1 else -1, -1, False
     seen_model = seen_parameters = False
     at = expect(buf, at, end, OPEN_OBJECT)
     while True:
         if at < 0:
-            return -1, 0, False
+            return -1
         key_at, key_end = read_string(buf, at, end)
         if key_at < 0:
-            return -1, 0, False
+            return -1
         at = expect(buf, key_end + 1, end, COLON)
         if at < 0:
-            return -1, 0, False
+            return -1
         if equals(buf, key_at, key_end, INPUTS) and n_rows < 0:
             if model < 0:
                 model = look_ahead(shared, buf, at, end)
                 if model < 0:
-                    return -1, 0, False
-            at, n_rows = read_rows(shared, work, models[model], at, end)
+                    return -1
+            at, n_rows = read_rows(shared, work, model, at, end)
+            if n_rows == FAILED:
+                return FAILED
         elif equals(buf, key_at, key_end, PARAMETERS) and not seen_parameters:
             seen_parameters = True
             at, wanted = read_parameters(buf, at, end)
@@ -603,26 +602,27 @@ def read_body(shared, work, at, end):
             seen_model = True
             name_at, name_end = read_string(buf, at, end)
             if name_at < 0:
-                return -1, 0, False
+                return -1
             found = find_model(shared, buf, name_at, name_end)
             if found < 0 or (n_rows >= 0 and found != model):
-                return -1, 0, False
+                return -1
             model, at = found, name_end + 1
         else:
-            return -1, 0, False
+            return -1
         if at < 0:
-            return -1, 0, False
+            return -1
         at = skip_space(buf, at, end)
         if at >= end:
-            return -1, 0, False
+            return -1
         if buf[at] == SHUT_OBJECT:
             break
         if buf[at] != COMMA:
-            return -1, 0, False
+            return -1
         at = skip_space(buf, at + 1, end)
     if skip_space(buf, at + 1, end) != end or n_rows < 0 or (wanted and not models[model].n_classes):
-        return -1, 0, False
-    return n_rows, model, wanted
+        return -1
+    work.result[1], work.result[3] = model, wanted
+    return n_rows
 
 
 # --- answer -------------------------------------------------------------------------------------
@@ -630,42 +630,44 @@ def read_body(shared, work, at, end):
 @inner
 def put_date(shared, out, at):
     """The value of the Date header, which Python makes once a second in the one of two places that is not read."""
-    dates = bytes_of(shared.dates)
-    first = shared.date * DATE_BYTES
-    return put(out, at, dates[first:first + DATE_BYTES])
+    return put_from(out, at, shared.dates.at + shared.date * DATE_BYTES, DATE_BYTES)
+
+
+def write_number(work, value, at):
+    """A finite number at response[at:] → the place after it."""
+    return format_double(value, bytes_of(work.response), at)
 
 
 @inner
-def write_predictions(shared, model, out, at, predictions, n_rows):
-    if model.n_outputs > 1:
-        return write_lists(out, at, predictions, n_rows, model.n_outputs)
-    labels, text = spans_of(shared.labels), bytes_of(shared.text)
+def write_rows(shared, work, at, numbers, n_rows, width, are_lists):
+    """Rows of `width` numbers, each row a list or, of one number, that number; `numbers` is where they are."""
+    out = bytes_of(work.response)
     for i in range(n_rows):
         if i:
-            out[at], out[at + 1] = COMMA, SPACE
-            at += 2
-        if model.n_labels:
-            at = put_span(out, at, text, labels[model.first_label + int(predictions[i])])
-        else:
-            at = format_double(predictions[i], out, at)
+            at = put(out, at, SEPARATOR)
+        if are_lists:
+            out[at] = OPEN
+            at += 1
+        for j in range(width):
+            if j:
+                at = put(out, at, SEPARATOR)
+            at = call_write_number(shared.write_number, (work, load(numbers), at))
+            numbers += 8
+        if are_lists:
+            out[at] = SHUT
+            at += 1
     return at
 
 
 @inner
-def write_lists(out, at, numbers, n_rows, width):
+def write_labels(shared, work, at, model, n_rows):
+    """The labels that the predictions are the places of."""
+    out, predictions, text = bytes_of(work.response), doubles_of(work.predictions), bytes_of(shared.text)
+    labels = spans_of(shared.labels)
     for i in range(n_rows):
         if i:
-            out[at], out[at + 1] = COMMA, SPACE
-            at += 2
-        out[at] = OPEN
-        at += 1
-        for j in range(width):
-            if j:
-                out[at], out[at + 1] = COMMA, SPACE
-                at += 2
-            at = format_double(numbers[i * width + j], out, at)
-        out[at] = SHUT
-        at += 1
+            at = put(out, at, SEPARATOR)
+        at = put_span(out, at, text, labels[model.first_label + np.intp(predictions[i])])
     return at
 
 
@@ -685,6 +687,7 @@ def write_head(shared, work, out, at, body_bytes, keep_alive):
 
 @inner
 def count(shared, work, model, n_rows, latency_ns):
+    """Count an answer; one with an id is left for the access log, which reads a thread's rows once a second."""
     counts, predictions = int64s_of(shared.counts), int64s_of(shared.predictions)
     first = work.thread * COUNTS
     counts[first + REQUESTS] += 1
@@ -695,46 +698,11 @@ def count(shared, work, model, n_rows, latency_ns):
     counts[first + BUCKETS + bucket] += 1
     predictions[work.thread * shared.models.length + model] += n_rows
     if work.request_id.length:
-        log_request(shared, work, n_rows, latency_ns)
-
-
-@inner
-def log_request(shared, work, n_rows, latency_ns):
-    """Leave a request with an id for the access log, which reads a thread's rows once a second (`access_log`)."""
-    counts = int64s_of(shared.counts)
-    n = counts[work.thread * COUNTS + LOGGED]
-    line = logged_of(shared.logged)[work.thread * LOG_ROWS + n % LOG_ROWS]
-    line.rows, line.latency_ns, line.id_bytes = n_rows, latency_ns, work.request_id.length
-    buf, copy = bytes_of(work.received), line.id
-    for i in range(work.request_id.length):
-        copy[i] = buf[work.request_id.at + i]
-    counts[work.thread * COUNTS + LOGGED] = n + 1
-
-
-def answer(shared, work, at, end, out_at):
-    """Serve the request at received[at:end] → the outcome; in work.result: the place after the request, the end
-    of the response, whether to keep the connection.
-
-    The response begins at response[out_at]. With INCOMPLETE_BODY the place is where the request will end.
-    Nothing is written or counted unless the outcome is ANSWERED.
-    """
-    result = work.result
-    outcome, body, length, keep_alive = read_head(shared, work, at, end)
-    result[0], result[1], result[2] = body + length, out_at, keep_alive
-    if outcome != ANSWERED:
-        return outcome
-    start_ns = now_ns(CLOCK_MONOTONIC, work.clock)
-    n_rows, m, wanted = read_body(shared, work, body, body + length)
-    if n_rows < 0:
-        return SLOW
-    model = models_of(shared.models)[m]
-    if not has_room(shared, work, model, n_rows, wanted, out_at):
-        return SLOW
-    if call_predict(model.predict, (model.state, work.rows.at, n_rows, work.predictions.at,
-                                    work.probabilities.at if wanted else 0, work.scratch.at)):
-        return SLOW
-    result[1] = write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns)
-    return ANSWERED
+        n = counts[first + LOGGED]
+        line = logged_of(shared.logged)[work.thread * LOG_ROWS + n % LOG_ROWS]
+        line.rows, line.latency_ns, line.id_bytes = n_rows, latency_ns, work.request_id.length
+        put_span(line.id, 0, bytes_of(work.received), work.request_id)
+        counts[first + LOGGED] = n + 1
 
 
 @inner
@@ -755,17 +723,22 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
     guess = out_at + HEAD_BYTES + shared.cors_lines.length + (0 if keep_alive else RESPONSE_CLOSE.size) + 3
     if work.request_id.length:
         guess += RESPONSE_ID.size + work.request_id.length
-    o = write_predictions(shared, model, out, put(out, guess, PREDICTIONS), doubles_of(work.predictions), n_rows)
+    o = put(out, guess, PREDICTIONS)
+    if model.n_labels:
+        o = write_labels(shared, work, o, model, n_rows)
+    else:
+        o = write_rows(shared, work, o, work.predictions.at, n_rows, model.n_outputs, model.n_outputs > 1)
     if wanted:
-        o = write_lists(out, put(out, o, PROBABILITIES), doubles_of(work.probabilities), n_rows, model.n_classes)
+        o = put(out, o, PROBABILITIES)
+        o = write_rows(shared, work, o, work.probabilities.at, n_rows, model.n_classes, True)
     latency_ns = now_ns(CLOCK_MONOTONIC, work.clock) - start_ns
     o = put_span(out, o, bytes_of(shared.text), model.tail)
-    o = format_double(latency_ns // 100 / 1e4, out, o)
+    o = call_write_number(shared.write_number, (work, latency_ns // 100 / 1e4, o))
     out[o] = SHUT_OBJECT
     body_bytes = o + 1 - guess
-    digits = 1
-    while 10 ** digits <= body_bytes:
-        digits += 1
+    digits, power = 1, 10
+    while power <= body_bytes:
+        digits, power = digits + 1, power * 10
     body_at = guess + digits - 3
     if body_at != guess:
         memmove(work.response.at + body_at, work.response.at + guess, body_bytes)
@@ -774,10 +747,43 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
     return body_at + body_bytes
 
 
+def answer(shared, work, at, end, out_at):
+    """Serve the request at received[at:end] → the outcome; in work.result: the place after the request, the end
+    of the response, whether to keep the connection.
+
+    The response begins at response[out_at]. With INCOMPLETE_BODY the place is where the request will end.
+    Nothing is written or counted unless the outcome is ANSWERED.
+    """
+    result = work.result
+    outcome = call_read(shared.read_head, (shared, work, at, end))
+    if outcome != ANSWERED:
+        return outcome
+    start_ns = now_ns(CLOCK_MONOTONIC, work.clock)
+    n_rows = call_read(shared.read_body, (shared, work, result[1], result[0]))
+    if n_rows <= 0:
+        return FAILED if n_rows == 0 else SLOW
+    m, wanted = result[1], result[3] != 0
+    model = models_of(shared.models)[m]
+    if not has_room(shared, work, model, n_rows, wanted, out_at):
+        return SLOW
+    if call_predict(model.predict, (model.state, work.rows.at, n_rows, work.predictions.at,
+                                    work.probabilities.at if wanted else 0, work.scratch.at)):
+        return SLOW
+    result[1] = write_response(shared, work, m, n_rows, wanted, result[2] != 0, out_at, start_ns)
+    return ANSWERED
+
+
 HEAD_BYTES = RESPONSE_START.size + DATE_BYTES + RESPONSE_LENGTH.size + RESPONSE_BODY.size
-SIGNATURE = types.int64(from_dtype(SHARED), from_dtype(WORK), types.intp, types.intp, types.intp)
+
+# What is compiled apart: fields of SHARED with the address of the function of that name.
+UNITS = {
+    "answer": (SIGNATURE, answer), "read_head": (READ_SIGNATURE, read_head), "read_body": (READ_SIGNATURE, read_body),
+    "read_values": (READ_VALUES_SIGNATURE, read_values), "read_numbers": (READ_NUMBERS_SIGNATURE, read_numbers),
+    "write_number": (WRITE_NUMBER_SIGNATURE, write_number),
+}
 
 
-def compile_answer():
-    """`answer` as a C function of SIGNATURE: compiled apart, so that its callers' own compilation stays short."""
-    return cfunc(SIGNATURE)(answer)
+def compile_unit(name: str):
+    """One of UNITS as a C function, compiled or from the cache."""
+    signature, function = UNITS[name]
+    return cfunc(signature)(function)

@@ -80,7 +80,9 @@ SHARED = np.dtype([
     ("origin_matters", np.int32),  # CORS is on for one origin: requests with an Origin are not for the hot path
     ("draining", np.int32),
     ("date", np.int32),  # which of the two `dates` holds
-    ("answer", np.int64),  # address of the compiled `hotpath.answer`
+    # Addresses of the compiled functions of `hotpath.UNITS`.
+    ("answer", np.int64), ("read_head", np.int64), ("read_body", np.int64), ("read_values", np.int64),
+    ("read_numbers", np.int64), ("write_number", np.int64),
     ("max_connections", np.int64), ("max_body_bytes", np.int64),
     ("idle_ns", np.int64),  # keep-alive without a request
     ("head_ns", np.int64),  # from the first byte of a head to its end

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
 from kernels.compiled import inner
+from server.memory import address_of
 
 recv = types.ExternalFunction("recv", types.intp(types.int32, types.intp, types.intp, types.int32))
 send = types.ExternalFunction("send", types.intp(types.int32, types.intp, types.intp, types.int32))
@@ -34,7 +35,6 @@ malloc = types.ExternalFunction("malloc", types.intp(types.intp))
 free = types.ExternalFunction("free", types.void(types.intp))
 memcpy = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
 memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
-_errno_location = types.ExternalFunction("__errno_location", types.intp())
 
 MSG_DONTWAIT, MSG_NOSIGNAL = 0x40, 0x4000
 SHUT_WR = 1
@@ -50,20 +50,22 @@ EVENT_DATA = 1 if platform.machine() == "x86_64" else 2
 
 
 @intrinsic
-def _load_i32(typing_context, address):
-    """The int32 at an address."""
+def errno(typing_context):
+    """The thread's error number."""
     def generate(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
-    return types.int32(types.intp), generate
+        kind = ir.FunctionType(ir.IntType(32).as_pointer(), [])
+        location = cgutils.get_or_insert_function(builder.module, kind, "__errno_location")
+        return builder.load(builder.call(location, []))
+    return types.int32(), generate
 
 
 @intrinsic
-def _atomic_add(typing_context, address, value):
-    """Add to the int64 at an address, visible to all threads in one order; gives the value before."""
+def atomic_add(typing_context, array, index, value):
+    """array[index] += value for int64 arrays that threads share, in one order for all; gives the value before."""
     def generate(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
-    return types.int64(types.intp, types.int64), generate
+        place = builder.gep(make_array(array)(context, builder, args[0]).data, [args[1]])
+        return builder.atomic_rmw("add", place, args[2], "seq_cst")
+    return types.int64(array, types.intp, types.int64), generate
 
 
 def caller_of(result, *arguments):
@@ -77,17 +79,6 @@ def caller_of(result, *arguments):
             return builder.call(builder.inttoptr(args[0], kind.as_pointer()), cast)
         return result(types.intp, given), generate
     return call
-
-
-@inner
-def errno():
-    return _load_i32(_errno_location())
-
-
-@inner
-def atomic_add(array, index, value):
-    """array[index] += value for int64 arrays shared by threads; gives the value before."""
-    return _atomic_add(array.ctypes.data + index * 8, value)
 
 
 def view_of(dtype):
@@ -113,5 +104,5 @@ def view_of(dtype):
 @inner
 def now_ns(clock, timespec):
     """Nanoseconds of a clock; `timespec`: (2,) int64 of scratch. Answered by the vDSO, without a system call."""
-    clock_gettime(clock, timespec.ctypes.data)
+    clock_gettime(clock, address_of(timespec))
     return timespec[0] * 1_000_000_000 + timespec[1]

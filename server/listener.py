@@ -53,8 +53,11 @@ class Listener(ThreadingHTTPServer):
     def handle_error(self, request, client_address) -> None:
         pass  # the client is gone; whatever else fails is answered and logged by `Application.answer`
 
-    def prepare(self, progress: Callable[[str], None]) -> None:
-        """Do what takes long before the first connection; `progress` is told each step."""
+    def prepare(self, progress: Callable[[str], None], explanations: bool = False) -> None:
+        """Do what takes long before the first connection; `progress` is told each step.
+
+        `explanations`: also what explaining predictions takes, which can else be done later.
+        """
 
     def start(self) -> None:
         """Accept connections, in threads of its own."""

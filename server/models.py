@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +24,7 @@ class ServedModels:
     by_name: dict[str, kernels.TabularModel]
     created: int = field(default_factory=lambda: int(time.time()))  # s since 1970: when they were loaded
     _explainers: dict[str, Any] = field(default_factory=dict)  # by name: an Explainer, or why there is none
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def default(self) -> kernels.TabularModel:
@@ -59,12 +59,20 @@ class ServedModels:
             raise ApiError(400, "no_explanation", f"Predictions of this model cannot be explained: {found}.", "model")
         return found
 
-    def prepare_explanations(self) -> None:
-        """Compile and read now what explaining needs, by explaining a row of each model."""
+    def warm_up(self) -> None:
+        """Answer a row with each model, for what its first answer in Python compiles, reads or starts."""
         for model in self.by_name.values():
-            with suppress(ApiError, kernels.ModelError):
-                row = np.ones((1, model.n_features))
-                self.explainer(model).explain(row, row)
+            with suppress(kernels.ModelError):
+                model.predict(np.ones((1, model.n_features)))
+
+    def prepare_explanations(self, compile_first: Callable[[], object] = lambda: None) -> None:
+        """Compile and read now what explaining needs, by explaining a row of each model; who asks meanwhile, waits."""
+        with self._lock:
+            compile_first()
+            for model in self.by_name.values():
+                with suppress(ApiError, kernels.ModelError):
+                    row = np.ones((1, model.n_features))
+                    self.explainer(model).explain(row, row)
 
     def describe(self, model: kernels.TabularModel) -> dict:
         """One entry of `/v1/models`: OpenAI's fields, and what a client must know to ask for predictions."""

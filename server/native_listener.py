@@ -39,9 +39,9 @@ class NativeListener(Listener):
         self._free_rows = list(range(limits.max_connections))  # at worst every connection needs a worker
         self._queue = os.pipe()
 
-    def prepare(self, progress: Callable[[str], None]) -> None:
-        """Compile what these models need, or load it from the cache."""
-        warm.compile_ahead(list(self.application.models.by_name.values()), progress)
+    def prepare(self, progress: Callable[[str], None], explanations: bool = False) -> None:
+        """Compile what these models need, or load it from the cache; what explains them too where it is asked for."""
+        warm.compile_ahead(list(self.application.models.by_name.values()), progress, explanations)
         self.native = Native()
         n_loops = len(os.sched_getaffinity(0))
         self._build_shared(n_loops, self.limits.max_connections + SPARE_DESCRIPTORS)
@@ -92,12 +92,11 @@ class NativeListener(Listener):
             "listener": self.fileno(), "queue_out": self._queue[0], "queue_in": self._queue[1],
             "any_host": app.allowed_hosts is None, "origin_matters": app.cors_origin not in (None, "*"),
             "cors_lines": cors_lines,
-            "answer": self.native.answer_address,
             "max_connections": limits.max_connections, "max_body_bytes": limits.max_body_bytes,
             "idle_ns": int(limits.idle_s * 1e9), "head_ns": int(limits.head_s * 1e9),
             "body_ns": int(limits.body_s * 1e9), "send_ns": int(SEND_S * 1e9),
             "linger_ns": int(LINGER_S * 1e9),
-        })
+        } | self.native.addresses)
         app.metrics.shared = self.shared
 
     def _add_words(self, row: np.void, native: NativeModel, text: layout.Text, features: list[tuple],

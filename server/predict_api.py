@@ -28,7 +28,7 @@ def predict(models: ServedModels, body: bytes) -> tuple[kernels.TabularModel, in
         raise invalid("invalid_parameters", "'background' and 'reason_codes' need 'explain': true.", "parameters")
     rows = read_rows(request, model, models.places[model.name])
     response: dict[str, Any] = {}
-    with finite_results():
+    with finite_results(model):
         response["predictions"] = model.predict(rows).tolist()
         if wanted:
             response["probabilities"] = model.predict_proba(rows).tolist()

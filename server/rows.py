@@ -153,11 +153,14 @@ def check_parameters(request: dict, known: set[str]) -> dict:
 
 
 @contextmanager
-def finite_results() -> Iterator[None]:
-    """Rows have been checked: what a model refuses in here is that its result would not be a finite number."""
+def finite_results(model: kernels.TabularModel) -> Iterator[None]:
+    """Rows have been checked: what our kernels refuse in here is that a result would not be a finite number."""
     try:
         yield
     except kernels.ModelError:
+        if model.kernel == "onnxruntime":  # it has reasons of its own
+            raise invalid("no_result", "The model has no result, or none that is finite, for these inputs.",
+                          "inputs") from None
         raise invalid("result_overflow", "The inputs are so large that the model's result is not a finite number.",
                       "inputs") from None
 

@@ -4,8 +4,9 @@ from importlib.util import find_spec
 
 TRAINING = "sklearn lightgbm xgboost onnxruntime skl2onnx"
 NEEDS = {
-    "kernels/test_boosters.py": TRAINING, "kernels/test_explain.py": TRAINING, "kernels/test_export.py": "sklearn gguf",
-    "kernels/test_fuzz_models.py": TRAINING, "kernels/test_gguf.py": "gguf", "kernels/test_main.py": "gguf sklearn",
+    "kernels/test_boosters.py": TRAINING, "kernels/test_explain.py": TRAINING,
+    "kernels/test_export.py": "skl2onnx gguf", "kernels/test_main.py": "skl2onnx gguf",
+    "kernels/test_fuzz_models.py": TRAINING, "kernels/test_gguf.py": "gguf",
     "kernels/test_lightgbm_text.py": "lightgbm", "kernels/test_onnx_backend.py": "onnx",
     "kernels/test_onnx_graph.py": "onnx", "kernels/test_onnx_lowering.py": TRAINING,
     "kernels/test_onnx_ml_ops.py": "onnxruntime", "kernels/test_onnxruntime_engine.py": TRAINING,

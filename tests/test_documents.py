@@ -43,9 +43,15 @@ def run_document(path: Path, folder: Path) -> None:
 
 
 def test_lab_4_3_runs_and_prints_what_it_says(tmp_path):
-    pytest.importorskip("sklearn")
-    pytest.importorskip("gguf")
+    for package in ("gguf", "skl2onnx"):
+        pytest.importorskip(package)
     run_document(ROOT / "docs" / "labs" / "4.3-serve-a-model.md", tmp_path)
+
+
+def test_fraud_runs_and_prints_what_it_says(tmp_path):
+    for package in ("gguf", "lightgbm", "pyarrow", "skl2onnx"):
+        pytest.importorskip(package)
+    run_document(ROOT / "docs" / "fraud.md", tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")

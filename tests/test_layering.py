@@ -24,7 +24,7 @@ EXTRAS = {  # imported on use, in this file only
     "kernels/onnx_graph.py": {"onnx"},
     "kernels/onnx_ops.py": {"onnx"},
     "kernels/onnxruntime_engine.py": {"onnxruntime"},
-    "kernels/sklearn_models.py": {"skl2onnx"},
+    "kernels/sklearn_models.py": {"pandas", "skl2onnx"},
     "kernels/verify.py": {"joblib", "lightgbm", "onnxruntime", "sklearn", "xgboost"},
 }
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

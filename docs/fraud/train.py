@@ -1,4 +1,7 @@
-"""Train a pipeline on raw transactions, save it as one native file: `python train.py TRAIN.parquet TEST.parquet OUT.gguf`."""
+"""Train a pipeline on raw transactions and save it as one native file.
+
+`python train.py TRAIN.parquet TEST.parquet OUT.gguf`
+"""
 
 import sys
 
@@ -35,8 +38,8 @@ def main(train_path: str, test_path: str, out: str) -> None:
     place = list(pipeline.classes_).index("fraud")
     theirs, ours = pipeline.predict_proba(X_test)[:, place], model.predict_proba(X_test)[:, place]
     print(f"{len(train):,} rows to train, {len(test):,} to test, {is_fraud.mean():.2%} frauds")
-    print(f"PR-AUC {average_precision_score(is_fraud, ours):.4f} (scikit-learn {average_precision_score(is_fraud, theirs):.4f},"
-          f" by chance {is_fraud.mean():.4f})")
+    print(f"PR-AUC {average_precision_score(is_fraud, ours):.4f} "
+          f"(scikit-learn {average_precision_score(is_fraud, theirs):.4f}, by chance {is_fraud.mean():.4f})")
     print(f"largest difference of a probability: {np.abs(ours - theirs).max():.1e}")
     print(f"labels that differ: {int((model.predict(X_test) != pipeline.predict(X_test)).sum())}")
 

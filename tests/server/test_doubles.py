@@ -415,10 +415,10 @@ BYTES = types.Array(types.uint8, 1, "C")
 
 
 @pytest.mark.parametrize("function, argument_types", [
-    (doubles._eisel_lemire, (U64, I64)), (doubles._round_subnormal, (U64, I64)), (doubles._scale, (U64, I64)),
+    (doubles._eisel_lemire, (U64, I64)), (doubles._scale, (U64, I64)),
     (doubles._shortest_decimal, (U64,)), (doubles._shortest_between, (U64, U64, U64)),
     (doubles._count_digits, (U64,)),
-    (doubles._scan_digits, (BYTES, I64, I64, U64)), (doubles._scan_fraction, (BYTES, I64, I64, U64)),
+    (doubles._scan_digits, (BYTES, I64, I64, U64)),
     (doubles._scan_exponent, (BYTES, I64, I64)), (doubles._leading_digits, (BYTES, I64, I64)),
     (doubles._write_digits, (U64, BYTES, I64)), (doubles._write_exponent, (I64, BYTES, I64)),
     (doubles._spread_digits, (U64,)), (doubles._join_digits, (U64,)), (doubles.format_int, (I64, BYTES, I64)),

@@ -141,7 +141,7 @@ def test_port_in_use_is_one_line_and_status_4(server, native):
 def test_port_taken_while_the_server_starts_is_one_line_and_status_4():
     """Both can bind a port at which nobody listens yet; only one can listen."""
     code = ("import socket, sys; from server import __main__, listener\n"
-            "def prepare(self, progress):\n"
+            "def prepare(self, progress, explanations):\n"
             "    global other; other = socket.socket()\n"
             "    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
             "    other.bind(self.server_address); other.listen()\n"
@@ -247,7 +247,7 @@ def test_second_signal_exits_at_once(native):
 
 def test_signal_before_the_server_serves_exits_0_and_prints_no_address():
     code = ("import os, signal, sys; from server import __main__, listener\n"
-            "listener.Listener.prepare = lambda self, progress: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "listener.Listener.prepare = lambda self, progress, explanations: os.kill(os.getpid(), signal.SIGTERM)\n"
             "__main__.main(sys.argv[1:])")
     result = serving.run("--port", "0", "--no-native", command=(sys.executable, "-c", code))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

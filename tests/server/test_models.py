@@ -4,13 +4,16 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import kernels
 from server import models
+from server.errors import ApiError
 from server.hotpath import ANSWERED
+from server.predict_api import predict
 from tests import fuzz, serving
 from tests.server.stand_in import stand_in
 
@@ -49,6 +52,21 @@ def test_onnxruntime_answers_through_python_as_the_native_engine_does(tmp_path):
     native, python = answers
     assert native["predictions"] == python["predictions"] == estimator.predict(X[:20]).tolist()
     assert np.abs(np.subtract(native["probabilities"], python["probabilities"])).max() < 1e-6
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("kernel", "code"), [("onnxruntime", "no_result"), ("trees+unary", "result_overflow")])
+def test_only_our_own_kernels_refuse_rows_for_their_size(kernel: str, code: str):
+    def refuse(rows):
+        raise kernels.ModelError("no")
+    model = stand_in("m", 2)
+    served = models.ServedModels({"m": SimpleNamespace(  # type: ignore[dict-item]
+        name="m", kernel=kernel, n_features=2, n_classes=0, signature=model.signature,
+        takes_missing_in=model.takes_missing_in, predict=refuse)})
+    with pytest.raises(ApiError) as refused:
+        predict(served, b'{"inputs": [[1, 2]]}')
+    assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, "inputs")
+    assert ("large" in refused.value.message) == (code == "result_overflow")
 
 
 @pytest.mark.core
