@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernels import boosters, onnx_graph, onnx_lowering, quants
-from kernels.ensemble import Booster
+from kernels.ensemble import AVERAGE, Booster
 from kernels.errors import ModelError
 from kernels.gguf import F64
 from kernels.program import Builder, Program
@@ -182,6 +182,8 @@ def _with_trees(builder: Builder, value: int, estimator: Any, booster: Booster) 
     if classes is None:
         return boosters.add_link(builder, booster, scores)
     n = builder.widths[scores]
+    if booster.link == "identity" and booster.ensemble.aggregate != AVERAGE:
+        raise ModelError(f"expected a {type(estimator).__name__} with an objective that gives probabilities")
     if n != len(classes) and (n, len(classes), booster.link) != (1, 2, "sigmoid"):
         raise ModelError(f"expected a {type(estimator).__name__} with an objective that gives probabilities, "
                          f"found {n} scores of {len(classes)} classes")
@@ -294,6 +296,9 @@ def _parts(estimator: Any) -> list[Any]:
     inner = [one for _, one in getattr(estimator, "steps", [])]
     inner += [one for _, one, _ in getattr(estimator, "transformers_", [])]
     inner += [one for _, one in getattr(estimator, "transformer_list", [])]
+    inner += [one for one in np.ravel(getattr(estimator, "estimators_", [])) if hasattr(one, "get_params")]
+    inner += [one.estimator for one in getattr(estimator, "calibrated_classifiers_", [])]
+    inner += [getattr(estimator, name) for name in ("best_estimator_", "final_estimator_") if hasattr(estimator, name)]
     return [estimator] + [part for one in inner if not isinstance(one, str) and one is not None for part in _parts(one)]
 
 
@@ -380,6 +385,8 @@ def _check_parts(estimator: Any) -> None:
     if type(estimator).__name__ in UNSUPPORTED:
         raise ModelError(f"expected an estimator without a threshold of its own, found {type(estimator).__name__}")
     for one in _parts(estimator):
+        if getattr(one, "break_ties", False) and len(one.classes_) > 2:
+            raise ModelError(f"expected a {type(one).__name__} without break_ties, which skl2onnx leaves out")
         if type(one).__name__ == "SimpleImputer":
             if not hasattr(one, "statistics_"):
                 raise ModelError("expected a fitted SimpleImputer: it has no statistics_")
@@ -387,43 +394,49 @@ def _check_parts(estimator: Any) -> None:
                 raise ModelError("expected a SimpleImputer without add_indicator, which skl2onnx leaves out")
 
 
-def _exact_numbers(estimator: Any) -> dict[str, np.ndarray]:
-    """op → the numbers that skl2onnx rounds to float32, in double, for steps of this kind."""
-    fills, encodings = [], []
+def _exact_numbers(estimator: Any) -> dict[tuple[str, str], np.ndarray]:
+    """(op, array) → the numbers that skl2onnx rounds to float32, in double, for steps of this kind."""
+    fills, missing, encodings, keys = [], [], [], []
     for one in _parts(estimator):
         if type(one).__name__ == "SimpleImputer" and not _holds_strings(one.statistics_):
             fills.append(np.asarray(one.statistics_, np.float64))
+            missing.append(np.atleast_1d(np.asarray(one.missing_values, np.float64)))
         if type(one).__name__ == "TargetEncoder":
             encodings += [*one.encodings_, np.ravel(one.target_mean_)]
-    return {op: np.unique(np.concatenate(found)) for op, found in (("prepare", fills), ("lookup", encodings)) if found}
+        if type(one).__name__ in ENCODERS:
+            keys += [np.asarray(values, np.float64) for values in one.categories_ if not _holds_strings(values)]
+    found = {("prepare", "fill_values"): fills, ("prepare", "missing"): missing, ("lookup", "values"): encodings,
+             ("lookup", "keys"): keys, ("onehot", "keys"): keys}
+    numbers = {place: np.unique(np.concatenate(each)) for place, each in found.items() if each}
+    return {place: each[~np.isnan(each)] for place, each in numbers.items() if not np.isnan(each).all()}
 
 
 def _with_exact_numbers(lowered: onnx_lowering.Lowered, estimator: Any) -> onnx_lowering.Lowered:
     """Fill values and encodings in double: in ONNX they are float32, and a tree may tell the two apart."""
-    arrays = {"prepare": "fill_values", "lookup": "values"}
     steps = list(lowered.program.steps)
-    for op, numbers in _exact_numbers(estimator).items():
+    for (op, name), numbers in _exact_numbers(estimator).items():
         rounded = numbers.astype(np.float32).astype(np.float64)
         if (np.diff(rounded) == 0).any():
             raise ModelError("expected imputers and encoders whose values float32 can tell apart")
         for i, step in enumerate(steps):
             if step.op == op:
-                found = step.arrays[arrays[op]]
+                found = step.arrays[name]
                 place = np.searchsorted(rounded, found).clip(0, len(rounded) - 1)
                 exact = np.where(rounded[place] == found, numbers[place], found)
-                steps[i] = step._replace(arrays=step.arrays | {arrays[op]: exact})
+                steps[i] = step._replace(arrays=step.arrays | {name: exact})
     return replace(lowered, program=replace(lowered.program, steps=tuple(steps)))
 
 
 def _with_exact_categories(lowered: onnx_lowering.Lowered, estimator: Any) -> onnx_lowering.Lowered:
     """Numbers compared with an encoder's categories as they are: skl2onnx takes 2.5 for 2."""
-    if not any(type(one).__name__ == "OneHotEncoder" for one in _parts(estimator)):
+    if not any(type(one).__name__ in ENCODERS for one in _parts(estimator)):
         return lowered
-    steps = list(lowered.program.steps)
-    trunc = {i + 1: step.inputs for i, step in enumerate(steps)
-             if step.op == "unary" and step.numbers["function"] == UNARY_CODES["trunc"]}
-    steps = [step._replace(inputs=trunc.get(step.inputs[0], step.inputs)) if step.op in ("onehot", "lookup") else step
-             for step in steps]
+    steps, rounding = list(lowered.program.steps), (UNARY_CODES["trunc"], UNARY_CODES["float32"])
+    rounded = {i + 1: step.inputs for i, step in enumerate(steps)
+               if step.op == "unary" and step.numbers["function"] in rounding}
+    for i, step in enumerate(steps):
+        while step.op in ("onehot", "lookup") and step.inputs[0] in rounded:
+            step = steps[i] = step._replace(inputs=rounded[step.inputs[0]])
     return replace(lowered, program=replace(lowered.program, steps=tuple(steps)))
 
 
@@ -520,7 +533,7 @@ def _compare(model: TabularModel, estimator: Any) -> None:
     """Raise ModelError where the model answers rows otherwise than the estimator does; either may refuse them."""
     numpy_model = TabularModel(model.name, model.version, model.model_type, model.signature, model.program,
                                native=False, takes_missing_in=model.takes_missing_in)
-    for what, cells in _rows(model.signature):
+    for what, cells in [*_rows(model.signature), *_known_rows(model, estimator)]:
         cells = cells[[answer is not None for answer in _answers(numpy_model, "predict", cells)]]
         if len(cells):
             answers = _answers(estimator, "predict", _as_fitted(estimator, model, cells))
@@ -528,14 +541,14 @@ def _compare(model: TabularModel, estimator: Any) -> None:
         if len(cells):
             rows = _as_fitted(estimator, model, cells)
             for ask in ("predict", "predict_proba") if model.n_classes else ("predict",):
-                if not _is_close(_answers(numpy_model, ask, cells), _answers(estimator, ask, rows)):
+                ours, theirs = _answers(numpy_model, ask, cells), _answers(estimator, ask, rows)
+                is_label = ask == "predict" and model.signature.classes is not None
+                if not (ours == theirs if is_label else _is_close(ours, theirs)):
                     raise ModelError(f"expected the answers of {type(_steps(estimator)[-1]).__name__}: what skl2onnx "
                                      f"makes of the estimator has others for rows {what}")
 
 
 def _is_close(ours: list, theirs: list) -> bool:
-    if any(isinstance(one, str) for one in theirs):
-        return ours == theirs
     found, expected = np.array(ours, np.float64), np.array(theirs, np.float64)
     if found.shape != expected.shape:
         return False
@@ -567,6 +580,54 @@ def _rows(signature: Signature) -> list[tuple[str, np.ndarray]]:
             if texts is not None:
                 cells[random.random(N_ROWS) < 0.5, i] = "?" * (1 + max(map(len, texts), default=0))
         found.append(("with unknown strings", cells))
+    return found
+
+
+CLOSE = 1e-6  # relative: float32 tells such neighbours apart, but for the edges of bins not much closer ones
+# What an estimator has seen of its columns: an item, or several, a column.
+KNOWN = ("categories_", "bin_edges_", "statistics_", "mean_", "center_", "data_min_", "data_max_")
+
+
+def _known_rows(model: TabularModel, estimator: Any) -> list[tuple[str, np.ndarray]]:
+    """Rows of numbers that the first step was fitted on, and of their neighbours, where float32 would show."""
+    first, signature, random = _steps(estimator)[0], model.signature, np.random.default_rng(1)
+    names = _names(first)
+    kept = [names.index(name) for name in signature.feature_names or ()] if names else range(signature.n_features)
+    known, cells = _known_numbers(first), _rows(signature)[1][1]
+    cells = np.concatenate([cells] * 4)
+    for i, column in enumerate(kept):
+        if known.get(column) and model.places[i] is None:
+            numbers = np.array(known[column])
+            near = [numbers, numbers + 1, numbers - 1, numbers * (1 + CLOSE), numbers * (1 - CLOSE)]
+            cells[:, i] = random.choice(np.concatenate([numbers, *near]), len(cells))
+    found = [("that it was fitted on", cells)]
+    vectors = getattr(first, "support_vectors_", None)
+    if isinstance(vectors, np.ndarray):
+        chosen = vectors[random.integers(len(vectors), size=4 * N_ROWS)]
+        chosen = chosen + 0.1 * vectors.std(axis=0) * random.normal(size=chosen.shape)
+        found.append(("near its support vectors", chosen.astype(object)))
+    return found
+
+
+def _known_numbers(estimator: Any) -> dict[int, list[float]]:
+    """column → numbers that a step was fitted on."""
+    found: dict[int, list[float]] = {}
+    for _, inner, columns in getattr(estimator, "transformers_", []):
+        if not isinstance(inner, str):
+            places = _places(estimator, columns)
+            for i, numbers in _known_numbers(inner).items():
+                found.setdefault(places[i], []).extend(numbers)
+    for step in _steps(estimator)[:2] if hasattr(estimator, "steps") else [estimator]:
+        for name in KNOWN:
+            values = getattr(step, name, None)
+            if hasattr(values, "__len__") and len(values) == estimator.n_features_in_:
+                for i, each in enumerate(values):
+                    numbers = [float(one) for one in np.ravel(each) if isinstance(one, (int, float)) and one == one]
+                    found.setdefault(i, []).extend(numbers)
+        missing = getattr(step, "missing_values", None)
+        if isinstance(missing, (int, float)) and missing == missing:
+            for i in range(estimator.n_features_in_):
+                found.setdefault(i, []).append(float(missing))
     return found
 
 

@@ -137,7 +137,7 @@ class TabularModel:
         """The class label, value or score of every row: (n, n_features) → (n), or (n, n_outputs) of several.
 
         Raises ModelError for rows of another shape, and for rows that have no finite score: with NaN where the model
-        takes no missing values, with infinities or numbers so large that a score overflows.
+        takes no missing values, or with infinities or numbers so large that a score overflows.
         """
         if self._native and type(X) is np.ndarray and X.shape == self._one_row and X.dtype in _ROW_TYPES:
             row, ask, predictions = self._asker.one

@@ -489,3 +489,40 @@ def test_name_version_and_type():
     assert kernels.from_sklearn(pipeline, native=False).name == "LogisticRegression"
     alone = kernels.from_sklearn(LogisticRegression().fit(*CANCER), native=False)
     assert (alone.model_type, alone.signature.task) == ("linear", "classification")
+
+
+STAMPS = np.random.default_rng(3).normal(size=(400, 3)) * 1000 + 1.7e9  # float32 has 128 steps between them
+
+
+@pytest.mark.parametrize("estimator, expected", [
+    (svm.SVC(), "near its support vectors"), (svm.SVR(C=100), "near its support vectors"),
+    (make_pipeline(OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), RandomForestClassifier(3)),
+     "float32 can tell apart"),
+    (make_pipeline(KBinsDiscretizer(encode="ordinal", quantile_method="averaged_inverted_cdf"),
+                   RandomForestClassifier(3)), "others for rows"),
+], ids=["SVC", "SVR", "ordinal", "bins"])
+def test_what_float32_would_change_is_refused(estimator, expected):
+    X = np.round(STAMPS) if "ordinal" in str(estimator).lower() else STAMPS
+    with pytest.raises(ModelError, match=expected):
+        kernels.from_sklearn(estimator.fit(X, np.random.default_rng(4).integers(0, 2, len(X))))
+
+
+def test_broken_ties_are_refused():
+    X = np.random.default_rng(0).normal(size=(90, 2))
+    with pytest.raises(ModelError, match="break_ties"):
+        kernels.from_sklearn(svm.SVC(break_ties=True, decision_function_shape="ovr").fit(X, np.arange(90) % 3))
+
+
+def test_missing_value_of_an_imputer_is_exact():
+    X = np.round(np.random.default_rng(0).normal(size=(300, 3)) * 3) / 10
+    estimator = make_pipeline(SimpleImputer(missing_values=0.1), LogisticRegression()).fit(X, (X[:, 0] > 0).astype(int))
+    model = kernels.from_sklearn(estimator)
+    np.testing.assert_allclose(model.predict_proba(X), estimator.predict_proba(X), rtol=1e-9)
+
+
+def test_whole_numbers_as_categories_are_exact():
+    X = np.random.default_rng(0).integers(0, 50, (300, 2)) * 2 + 2.0**24  # float32 has every second whole number here
+    estimator = make_pipeline(OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+                              RandomForestClassifier(5)).fit(X, (X[:, 0] > 2.0**24 + 50).astype(int))
+    near = np.concatenate([X, X + 1, X - 1])
+    assert (kernels.from_sklearn(estimator).predict(near) == estimator.predict(near)).all()
