@@ -87,8 +87,8 @@ class Explainer:
             raise _refusal("a column is made of several features")
         scored = step._replace(numbers=step.numbers | {"activation": IDENTITY}) if step.op == "dense" else step
         steps = (*self._before, scored)
-        signature = Signature(model.n_features, None, None, "regression", model.signature.categories,
-                              model.signature.unknown)
+        names, categories = model.signature.feature_names, model.signature.categories
+        signature = Signature(model.n_features, names, None, "regression", categories, model.signature.unknown)
         self._scorer = TabularModel(model.name, model.version, model.model_type, signature, replace(
             program, steps=steps, prediction=number, probabilities=0, n_prediction_steps=number, checked=(number,)),
             takes_missing_in=model.takes_missing_in)

@@ -240,9 +240,9 @@ def run(listener: "Listener", stop: threading.Event, options: argparse.Namespace
     address = f"[{options.host}]" if ":" in options.host else options.host
     close_sandbox()  # not before: what a filter is made from (a trace of serving) holds no listen, and few clones
     markers.phase("serving")
+    explain_later()
     print(f"Testigo {kernels.__version__} serves {', '.join(application.models.by_name)} at http://{address}:"
           f"{listener.server_address[1]}", flush=True)
-    explain_later()
     while not stop.wait(1 - time.time() % 1):
         listener.tick()
         log_hot_share()
