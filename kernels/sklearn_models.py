@@ -619,7 +619,7 @@ def _known_numbers(estimator: Any) -> dict[int, list[float]]:
                 found.setdefault(places[i], []).extend(numbers)
     for step in _steps(estimator)[:2] if hasattr(estimator, "steps") else [estimator]:
         for name in KNOWN:
-            values = getattr(step, name, None)
+            values: Any = getattr(step, name, None)
             if hasattr(values, "__len__") and len(values) == estimator.n_features_in_:
                 for i, each in enumerate(values):
                     numbers = [float(one) for one in np.ravel(each) if isinstance(one, (int, float)) and one == one]

@@ -52,7 +52,8 @@ class Target:
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
         self.model = json.loads(self.ask("GET", "/v1/models")[1])["data"][0]
         self.paths: dict[str, dict] = json.loads(self.ask("GET", "/openapi.json")[1])["paths"]
-        self.row = [0.25] * int(self.model["n_features"])
+        features = self.model.get("features") or [{}] * int(self.model["n_features"])
+        self.row: list[float | str] = [usual_value(feature) for feature in features]
         self.name = str(self.model.get("id") or self.model["name"])
 
     def connect(self) -> socket.socket:
@@ -82,6 +83,11 @@ class Target:
                 for at in range(0, len(data), step):
                     connection.sendall(data[at:at + step])
             return receive(connection)
+
+
+def usual_value(feature: dict) -> float | str:
+    """What a feature takes, by what the server says of it."""
+    return (feature.get("categories") or ["?"])[0] if feature.get("type") == "string" else 0.25
 
 
 def receive(connection: socket.socket) -> int:
