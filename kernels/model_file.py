@@ -6,7 +6,7 @@ The rule to keep: nothing is unpickled here, or anywhere: what may hold a pickle
 from collections.abc import Callable
 from pathlib import Path
 
-from kernels import boosters, lightgbm_text, onnx_lowering, onnxruntime_engine, tabular_file, xgboost_json
+from kernels import boosters, lightgbm_text, tabular_file, xgboost_json
 from kernels.ensemble import Booster
 from kernels.errors import ModelError
 from kernels.tabular import TabularModel
@@ -30,6 +30,7 @@ def load(path: str | Path, threads: int = 1, native: bool = True, engine: str = 
     if engine == "onnxruntime":
         if kind not in (ONNX, None):
             raise ModelError(f"{path.name}: expected an ONNX file for the engine onnxruntime, found {kind}")
+        from kernels import onnxruntime_engine
         return onnxruntime_engine.read(path, threads)
     if kind is None:
         raise ModelError(f"{path.name}: expected a model in GGUF, ONNX, LightGBM's text or XGBoost's JSON or UBJSON")
@@ -56,6 +57,11 @@ def _read_booster(read: Callable[[bytes, str], Booster]) -> Callable[[Path, int,
         except ModelError as error:
             raise ModelError(f"{path.name}: {error}") from None
     return load_booster
+
+
+def _read_onnx(path: Path, threads: int, native: bool) -> TabularModel:
+    from kernels import onnx_lowering  # with what it needs a third of the time that importing this package takes
+    return onnx_lowering.read(path, threads, native)
 
 
 def _refuse_pickle(path: Path, threads: int, native: bool) -> TabularModel:
@@ -92,6 +98,6 @@ KINDS: dict[str, tuple[Callable[[bytes], bool], Callable[[Path, int, bool], Tabu
     PICKLE: (_is_pickle, _refuse_pickle),
     LIGHTGBM: (lambda first: first.startswith((b"tree\n", b"tree\r\n")), _read_booster(lightgbm_text.read)),
     XGBOOST_UBJSON: (_is_ubjson, _read_booster(xgboost_json.read)),
-    ONNX: (_is_onnx, onnx_lowering.read),
+    ONNX: (_is_onnx, _read_onnx),
     XGBOOST_JSON: (lambda first: first.lstrip()[:1] == b"{", _read_booster(xgboost_json.read)),
 }
