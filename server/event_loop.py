@@ -20,6 +20,7 @@ import ctypes
 from numba import from_dtype, types
 
 from kernels.compiled import cfunc, inner
+from kernels.simd import caller_of
 from server import hotpath
 from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SLOW, bytes_of, int64s_of
 from server.layout import (
@@ -29,7 +30,7 @@ from server.layout import (
 )
 from server.libc import (
     CLOCK_MONOTONIC, EAGAIN, EINTR, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EVENT_DATA, EVENT_INTS, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, accept4, atomic_add, caller_of, close, epoll_ctl, epoll_wait, errno, free,
+    MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, accept4, atomic_add, close, epoll_ctl, epoll_wait, errno, free,
     malloc, memcpy, memmove, now_ns, read, recv, send, shutdown, usleep, view_of, write,
 )
 from server.memory import address_of, put_span

@@ -14,6 +14,7 @@ import numpy as np
 from numba import from_dtype, types
 
 from kernels.compiled import cfunc, inner
+from kernels.simd import caller_of
 from kernels.simd import load, load_u8
 from server.doubles import format_double, format_int, parse_double
 from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
@@ -21,7 +22,7 @@ from server.layout import (
     BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, FEATURE, HEAD_ROOM, LATENCY_NS, LOG_LINE, LOG_ROWS, LOGGED,
     MAX_LINES, MAX_REQUEST_ID_BYTES, MODEL, NUMBER_ROOM, REQUESTS, SHARED, SPAN, WORD, WORK,
 )
-from server.libc import CLOCK_MONOTONIC, caller_of, memmove, now_ns, view_of
+from server.libc import CLOCK_MONOTONIC, memmove, now_ns, view_of
 from server.memory import address_of, equals, equals_span, put, put_from, put_span, starts_with, starts_with_span
 
 # What became of the bytes at the front of the buffer. FAILED (a bug: numba's bounds check) is served as SLOW.

@@ -68,19 +68,6 @@ def atomic_add(typing_context, array, index, value):
     return types.int64(array, types.intp, types.int64), generate
 
 
-def caller_of(result, *arguments):
-    """A function that calls C code of this signature through its address: `call(address, (…))`."""
-    @intrinsic
-    def call(typing_context, address, given):
-        def generate(context, builder, signature, args):
-            kind = ir.FunctionType(context.get_value_type(result), [context.get_value_type(a) for a in arguments])
-            values = cgutils.unpack_tuple(builder, args[1])
-            cast = [context.cast(builder, *each) for each in zip(values, given.types, arguments)]
-            return builder.call(builder.inttoptr(args[0], kind.as_pointer()), cast)
-        return result(types.intp, given), generate
-    return call
-
-
 def view_of(dtype):
     """A function that makes the array that a `layout.SPAN` stands for: its elements are of this dtype."""
     element = from_dtype(np.dtype(dtype))
