@@ -1,7 +1,7 @@
 """Where compiled code lives: the decorators of every native function, and their cache on disk.
 
 The rule to keep: a cache entry is machine code that we will run, so it is read only from a folder
-that this user or root owns and nobody else can write, and only for exactly these sources. numba compares
+that this user or root owns and nobody else can write, and only for exactly these sources. numba would compare
 the time stamp of a function's own file but not the files of the functions that it calls; the folder's
 name therefore holds a digest of the sources, of Python and of numba. The processor is in numba's own index.
 
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import numba
-from numba.core import config
+from numba.core import caching, config
 
 
 # IEEE arithmetic as it is written; a division by zero gives inf or nan; no reference counts, so no allocation.
@@ -35,11 +35,23 @@ def inner(function):
     return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
 
 
+class Locator(caching.UserProvidedCacheLocator):
+    """Finds entries by the folder's digest of the sources: copies of them, as packaged models have, share entries."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        return Path(py_file).parent.name
+
+    def get_source_stamp(self) -> tuple[int, int]:
+        return 0, 0  # copies have times of their own
+
+
 def cfunc(signature):
     """Compile a C callback of this signature now, or load it from the cache; `.address` is its entry point."""
     def compile_now(function):
         folder = cache_dir(_package_dir(function))
-        config.CACHE_DIR = str(folder)
+        settings = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES  # type: ignore[attr-defined]
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(folder), f"{__name__}.{Locator.__name__}"
         options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
         collects = gc.isenabled()
         gc.disable()  # compiling makes a great many objects that all stay: looking for garbage is a tenth of its time
@@ -52,6 +64,7 @@ def cfunc(signature):
                 entry.unlink(missing_ok=True)
             return numba.cfunc(signature, cache=True, **options)(function)
         finally:
+            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = settings
             if collects:
                 gc.enable()
     return compile_now

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # imported late: --help and errors should not wait for numba
     from server.listener import Listener
 
 BAD_FILE, CANNOT_LISTEN, WRONG_PACKAGE, NO_SANDBOX = 3, 4, 5, 6
+ALLOW_PICKLE = ("open MLflow's models that are pickles or run code of their own, each in another process; they can do"
+                " whatever you can")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -37,7 +39,7 @@ if _found is None or not any((Path(folder) / "gguf.py").exists() for folder in _
 
 import kernels  # noqa: E402
 from kernels import DEFAULT_MODEL, ModelError  # noqa: E402
-from server import allocator, markers, sandbox  # noqa: E402
+from server import allocator, markers, sagemaker, sandbox  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,8 +55,12 @@ def parser() -> Parser:
                       " [MODEL ...]' compiles ahead. Exit status: 0 stopped as asked, 2 bad option, 3 unreadable model,"
                       " key file or sandbox profile, 4 cannot listen, 5 wrong 'kernels' package, 6 no sandbox"
                       " possible.")
-    p.add_argument("models", nargs="*", type=Path, metavar="MODEL",
-                   help=f"model files; the first one answers requests that name none (default: {DEFAULT_MODEL.stem})")
+    p.add_argument("models", nargs="*", metavar="MODEL",
+                   help="model files, folders with MLflow's MLmodel, models:/NAME@ALIAS, models:/NAME/VERSION or"
+                        " runs:/RUN/PATH; the first one answers requests that name none (default:"
+                        f" {DEFAULT_MODEL.stem}); 'serve' alone starts as Amazon SageMaker does, with the model in"
+                        f" {sagemaker.FOLDER}")
+    p.add_argument("--allow-pickle", action="store_true", help=ALLOW_PICKLE)
     p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     p.add_argument("--port", type=port, default=8080, help="0 picks a free one (default: %(default)s)")
     p.add_argument("--api-key-file", type=Path, metavar="F", help="keys that clients must send, one a line")
@@ -129,12 +135,30 @@ def main(argv: list[str]) -> None:
         raise SystemExit(doctor.main())
     if argv[:1] == ["warm"]:
         p = Parser(prog="python -m server warm", description="Compile ahead what serving these models needs.")
-        p.add_argument("models", nargs="*", metavar="MODEL", help=f"model files (default: {DEFAULT_MODEL.stem})")
-        paths = p.parse_args(argv[1:]).models
+        p.add_argument("models", nargs="*", metavar="MODEL", help="as for 'python -m server'")
+        p.add_argument("--allow-pickle", action="store_true", help=ALLOW_PICKLE)
+        asked = p.parse_args(argv[1:])
         from server import warm
-        raise SystemExit(warm.main(paths))
+        raise SystemExit(warm.main(asked.models, asked.allow_pickle))
     markers.phase("startup")
-    serve(parser().parse_args(argv))
+    options = parser().parse_args(argv)
+    if options.models == [sagemaker.COMMAND]:
+        options = as_sagemaker(argv)
+    serve(options)
+
+
+def as_sagemaker(argv: list[str]) -> argparse.Namespace:
+    """The options of a container that SageMaker starts: its own port and model, and requests from outside."""
+    p = parser()
+    try:
+        p.set_defaults(host="0.0.0.0", port=port(os.environ.get(sagemaker.PORT, "8080")))
+        options = p.parse_args(argv)
+        options.models = [sagemaker.model(Path(os.environ.get(sagemaker.MODEL, sagemaker.FOLDER)))]
+    except argparse.ArgumentTypeError as error:
+        fail(2, f"{sagemaker.PORT}: {error}")
+    except ModelError as error:
+        fail(BAD_FILE, str(error))
+    return options
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -199,15 +223,15 @@ def build_application(options: argparse.Namespace, native: bool) -> "Application
     from server.application import Application
     from server.metrics import Metrics
 
-    keys = read_keys(options.api_key_file)
+    keys, log = read_keys(options.api_key_file), AccessLog(options.log_format)
     try:
-        served = models.load(options.models, native, options.engine)
+        served = models.load(options.models, native, options.engine, options.allow_pickle, log.message)
     except (ModelError, OSError) as error:
         fail(BAD_FILE, str(error) if isinstance(error, ModelError) else f"{error.filename}: {error.strerror}")
     allowed = options.allowed_hosts
     if allowed is None and is_loopback(options.host):
         allowed = frozenset(LOOPBACK) | {options.host if ":" not in options.host else f"[{options.host}]"}
-    return Application(served, Metrics(list(served.by_name)), AccessLog(options.log_format), keys=keys,
+    return Application(served, Metrics(list(served.by_name)), log, keys=keys,
                        allowed_hosts=None if allowed and "*" in allowed else allowed, cors_origin=options.cors_origin)
 
 

@@ -84,7 +84,7 @@ class HotShare:
             for n in range(first, written[thread]):
                 line = shared.logged[thread * layout.LOG_ROWS + n % layout.LOG_ROWS]
                 self.log.write("request", {
-                    "client": "-", "method": "POST", "path": "/v1/predict", "status": 200,
+                    "client": "-", "method": "POST", "path": layout.ROUTES[line["route"]], "status": 200,
                     "ms": round(int(line["latency_ns"]) / 1e6, 3),
                     "request_id": line["id"][:int(line["id_bytes"])].tobytes().decode("ascii")})
         self.lines_read = written

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from importlib.resources import files
 from urllib.parse import unquote
 
-from server import explain_api, openapi, predict_api
+import kernels
+from server import explain_api, openapi, predict_api, scoring_api
 from server.access_log import AccessLog
 from server.connection import Request, Response
-from server.errors import ApiError
+from server.errors import SCORING_PATHS, ApiError
 from server.http1 import RequestHead
 from server.metrics import Metrics
 from server.models import ServedModels
 
-OPEN_PATHS = {"/health", "/ready"}  # answered without a key: whoever watches the server may not have one
+OPEN_PATHS = {"/health", "/ready", "/ping"}  # answered without a key: whoever watches the server may not have one
 
 
 class Application:
@@ -50,10 +51,21 @@ class Application:
             return ApiError(405, "method_not_allowed", f"This path takes {allowed}.", headers=(("Allow", allowed),))
         if head.query or "?" in head.target:
             return ApiError(400, "unknown_query_parameter", "This path takes no query parameters.")
-        if head.method == "POST" and not is_json(head.headers.get("content-type")):
-            return ApiError(415, "unsupported_media_type", "The body must be application/json, in UTF-8.")
+        if head.method == "POST" and (refused := self.wrong_content_type(head)):
+            return refused
         if head.headers.get("content-encoding", "identity").lower() != "identity":
             return ApiError(415, "unsupported_content_encoding", "The body must not be compressed.")
+        return None
+
+    def wrong_content_type(self, head: RequestHead) -> ApiError | None:
+        content_type = head.headers.get("content-type")
+        if head.path in SCORING_PATHS:
+            try:
+                scoring_api.media_type(content_type)
+            except ApiError as error:
+                return error
+        elif not is_json(content_type):
+            return ApiError(415, "unsupported_media_type", "The body must be application/json, in UTF-8.")
         return None
 
     def answer(self, request: Request) -> Response:
@@ -68,10 +80,11 @@ class Application:
         try:
             return function(self, request, argument)
         except ApiError as error:
-            return Response.of_error(error)
+            return Response.of_error(error, head.path)
         except Exception:  # the one place where a bug becomes a response: the server must survive it
             self.access_log.exception(head)
-            return Response.of_error(ApiError(500, "internal_error", "The server failed to answer; its log says more."))
+            return Response.of_error(ApiError(500, "internal_error", "The server failed to answer; its log says more."),
+                                     head.path)
 
     def is_authorized(self, head: RequestHead) -> bool:
         scheme, _, key = head.headers.get("authorization", "").partition(" ")
@@ -155,6 +168,20 @@ def explain(app: Application, request: Request, argument: str) -> Response:
     return Response(200, body, model=model.name)
 
 
+def invocations(app: Application, request: Request, argument: str) -> Response:
+    name, model = next(iter(app.models.by_name.items()))
+    answer = scoring_api.invoke(model, app.models.schemas[name], request.head.headers.get("content-type"), request.body)
+    return Response(answer.status, answer.body, rows=answer.rows, model=name)
+
+
+def ping(app: Application, request: Request, argument: str) -> Response:
+    return Response(200, b"\n", "text/plain; charset=utf-8")
+
+
+def version(app: Application, request: Request, argument: str) -> Response:
+    return Response(200, kernels.__version__.encode(), "text/plain; charset=utf-8")
+
+
 def metrics(app: Application, request: Request, argument: str) -> Response:
     if "application/json" in request.head.headers.get("accept", ""):
         return json_response(app.metrics.as_json())
@@ -182,6 +209,9 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models/{id}": {"GET": one_model},
     "/v1/predict": {"POST": predict},
     "/v1/explain": {"POST": explain},
+    "/invocations": {"POST": invocations},
+    "/ping": {"GET": ping},
+    "/version": {"GET": version},
 }
 MODEL_PREFIX = "/v1/models/"
 

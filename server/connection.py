@@ -52,8 +52,10 @@ class Response:
     model: str = ""
 
     @classmethod
-    def of_error(cls, error: ApiError | Refusal) -> "Response":
-        return cls(error.status, error_body(error.status, error.code, error.message, getattr(error, "param", None)),
+    def of_error(cls, error: ApiError | Refusal, path: str = "") -> "Response":
+        """`path`: what was asked for, whose protocol says what an error looks like."""
+        body = error_body(error.status, error.code, error.message, getattr(error, "param", None), path)
+        return cls(error.status, body,
                    headers=getattr(error, "headers", ()))
 
 
@@ -125,7 +127,7 @@ class Connection(BaseHTTPRequestHandler):
             response = self.respond(head)
         except (Refusal, ApiError) as error:
             self.close_connection = True
-            response = Response.of_error(error)
+            response = Response.of_error(error, head.path if head else "")
         self.close_connection |= self.server.draining
         self.reply(head, response, time.perf_counter() - start)
 
@@ -154,7 +156,7 @@ class Connection(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.receive_body(head)
-        return Response.of_error(error)
+        return Response.of_error(error, head.path)
 
     def receive_head(self) -> RequestHead:
         parser = HeadParser()

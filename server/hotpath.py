@@ -7,37 +7,34 @@ against `end` before it is read: numba checks no bounds here (the fuzz suite als
 The functions of `UNITS` are compiled apart and call each other through addresses in `Shared`: what is compiled into
 its caller is optimised once more there, and in the caller's caller. One whose bounds check fails returns FAILED.
 
-Heads: RFC 9112 through the table of `http1`. Bodies: RFC 8259.
+Heads: RFC 9112 through the table of `http1`. Bodies: `hot_rows`, and `scoring_hotpath` for /invocations.
 """
 
 import numpy as np
 from numba import from_dtype, types
 
 from kernels.compiled import cfunc, inner
-from kernels.simd import caller_of
-from kernels.simd import load, load_u8
-from server.doubles import format_double, format_int, parse_double
+from kernels.simd import caller_of, load, load_u8
+from server import hot_rows, scoring_hotpath
+from server.doubles import format_double, format_int
+from server.hot_rows import (
+    COLON, COMMA, LISTS, OPEN, OPEN_OBJECT, QUOTE, SEMICOLON, SHUT, SHUT_OBJECT, SPACE, TAB, bytes_of, call_read_rows,
+    doubles_of, expect, find_quote, int64s_of, models_of, read_key, read_string, skip_space, spans_of, text_of,
+)
 from server.http1 import DONE, LINE_START, MAX_HEAD_BYTES, REJECT, SINGLETONS, START
 from server.layout import (
-    BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, FEATURE, HEAD_ROOM, LATENCY_NS, LOG_LINE, LOG_ROWS, LOGGED,
-    MAX_LINES, MAX_REQUEST_ID_BYTES, MODEL, NUMBER_ROOM, REQUESTS, SHARED, SPAN, WORD, WORK,
+    ANSWERED, BUCKET_BOUNDS_NS, BUCKETS, COUNTS, DATE_BYTES, FAILED, HEAD_ROOM, INCOMPLETE_BODY, INCOMPLETE_HEAD,
+    INVOCATIONS, LATENCY_NS, LOG_LINE, LOG_ROWS, LOGGED, MAX_LINES, MAX_REQUEST_ID_BYTES, NUMBER_ROOM, PREDICT,
+    REQUESTS, ROUTES, SHARED, SLOW, WORK,
 )
 from server.libc import CLOCK_MONOTONIC, memmove, now_ns, view_of
-from server.memory import address_of, equals, equals_span, put, put_from, put_span, starts_with, starts_with_span
+from server.memory import address_of, equals, equals_span, put, put_from, put_span, starts_with
 
-# What became of the bytes at the front of the buffer. FAILED (a bug: numba's bounds check) is served as SLOW.
-FAILED, ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW = range(5)
-
-
-def _text(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("ascii"), np.uint8)
-
-
-REQUEST_LINE = _text("POST /v1/predict HTTP/1.1\r\n")
-INPUTS, MODEL_NAME, PARAMETERS = _text("inputs"), _text("model"), _text("parameters")
-RETURN_PROBABILITIES, TRUE, FALSE, NULL = _text("return_probabilities"), _text("true"), _text("false"), _text("null")
-JSON_TYPE, BEARER, CLOSE, KEEP_ALIVE = _text("application/json"), _text("bearer "), _text("close"), _text("keep-alive")
-CHARSET = _text("charset=utf-8")
+PREDICT_LINE, INVOCATIONS_LINE = (text_of(f"POST {route} HTTP/1.1\r\n") for route in ROUTES)
+INPUTS, MODEL_NAME, PARAMETERS = text_of("inputs"), text_of("model"), text_of("parameters")
+RETURN_PROBABILITIES, TRUE, FALSE = text_of("return_probabilities"), text_of("true"), text_of("false")
+JSON_TYPE, CHARSET, JSON_UTF_8 = map(text_of, ("application/json", "charset=utf-8", "application/json; charset=utf-8"))
+BEARER, CLOSE, KEEP_ALIVE = text_of("bearer "), text_of("close"), text_of("keep-alive")
 
 # The header fields that mean something here; a second line of any of them is a matter for Python. The first
 # seven are read, the next three make a request one for Python, the rest may only not be repeated (`http1.SINGLETONS`).
@@ -46,34 +43,28 @@ FIELDS = ["host", "content-length", "content-type", "connection", "authorization
 HOST, CONTENT_LENGTH, CONTENT_TYPE, CONNECTION, AUTHORIZATION, ORIGIN, X_REQUEST_ID, *_ = range(len(FIELDS))
 FIRST_REPEATABLE = len(FIELDS)
 FIELDS += sorted(set(SINGLETONS) - set(FIELDS))
-FIELD_NAMES = _text("".join(FIELDS))
+FIELD_NAMES = text_of("".join(FIELDS))
 FIELD_ENDS = np.cumsum([len(name) for name in FIELDS])
 
-RESPONSE_START = _text("HTTP/1.1 200 OK\r\nServer: testigo\r\nDate: ")
-RESPONSE_CLOSE = _text("\r\nConnection: close")
-RESPONSE_LENGTH = _text("\r\nContent-Type: application/json\r\nContent-Length: ")
-RESPONSE_ID = _text("\r\nX-Request-Id: ")
-RESPONSE_BODY = _text("\r\n\r\n")
-SEPARATOR = _text(", ")
-PREDICTIONS, PROBABILITIES = _text('{"predictions": ['), _text('], "probabilities": [')
-TAB, LF, CR, SPACE, QUOTE, COMMA, COLON, SEMICOLON, BACKSLASH = (np.uint8(ord(c)) for c in "\t\n\r \",:;\\")
-OPEN, SHUT, OPEN_OBJECT, SHUT_OBJECT = (np.uint8(ord(c)) for c in "[]{}")
+RESPONSE_START = text_of("HTTP/1.1 200 OK\r\nServer: testigo\r\nDate: ")
+RESPONSE_CLOSE = text_of("\r\nConnection: close")
+RESPONSE_LENGTH = text_of("\r\nContent-Type: application/json\r\nContent-Length: ")
+RESPONSE_ID = text_of("\r\nX-Request-Id: ")
+RESPONSE_BODY = text_of("\r\n\r\n")
+SEPARATOR = text_of(", ")
+PREDICTIONS, PROBABILITIES = text_of('{"predictions": ['), text_of('], "probabilities": [')
+FRAME_END = text_of("]}")
 
-bytes_of, int64s_of, doubles_of = view_of(np.uint8), view_of(np.int64), view_of(np.float64)
-spans_of, models_of, logged_of = view_of(SPAN), view_of(MODEL), view_of(LOG_LINE)
-features_of, words_of = view_of(FEATURE), view_of(WORD)
+logged_of = view_of(LOG_LINE)
 call_predict = caller_of(types.int32, *[types.intp] * 6)  # kernels.native
 
 # Of the functions of UNITS. SHARED and WORK are records; the other arguments are as there.
 _RECORDS = from_dtype(SHARED), from_dtype(WORK)
 SIGNATURE = types.int64(*_RECORDS, *[types.intp] * 3)
 READ_SIGNATURE = types.int64(*_RECORDS, *[types.intp] * 2)
-READ_VALUES_SIGNATURE = types.int64(*_RECORDS, *[types.intp] * 5)
-READ_NUMBERS_SIGNATURE = types.int64(_RECORDS[1], *[types.intp] * 5)
 WRITE_NUMBER_SIGNATURE = types.int64(_RECORDS[1], types.float64, types.intp)
-call_read, call_read_values, call_read_numbers, call_write_number = (
-    caller_of(signature.return_type, *signature.args)
-    for signature in (READ_SIGNATURE, READ_VALUES_SIGNATURE, READ_NUMBERS_SIGNATURE, WRITE_NUMBER_SIGNATURE))
+call_read, call_write_number = (caller_of(signature.return_type, *signature.args)
+                                for signature in (READ_SIGNATURE, WRITE_NUMBER_SIGNATURE))
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -225,7 +216,7 @@ def note_request_id(work, at, end):
 
 def read_head(shared, work, at, end):
     """The head at received[at:end] → the outcome; in work.result: the end of the request, where its body starts,
-    keep-alive.
+    keep-alive; in work.route whose request it is.
 
     ANSWERED stands for a head of a request that may be answered here.
     """
@@ -236,7 +227,7 @@ def read_head(shared, work, at, end):
         return SLOW if state >= REJECT else INCOMPLETE_HEAD
     work.request_id.length = 0
     length, keep_alive, hot, authorized, seen = 0, True, True, shared.keys.length == 0, 0
-    good_host = False
+    good_host, usual_type = False, True
     for i in range(n_lines - 1):
         name_at, line_end = lines[i], lines[i + 1] - 2
         name_end = name_at
@@ -257,6 +248,7 @@ def read_head(shared, work, at, end):
                 return SLOW
         elif field == CONTENT_TYPE:
             hot &= is_json_type(buf, value_at, value_end)
+            usual_type = (equals(buf, value_at, value_end, JSON_TYPE) or equals(buf, value_at, value_end, JSON_UTF_8))
         elif field == CONNECTION:
             keep_alive = equals_folded(buf, value_at, value_end, address_of(KEEP_ALIVE), KEEP_ALIVE.size)
             hot &= keep_alive or equals_folded(buf, value_at, value_end, address_of(CLOSE), CLOSE.size)
@@ -271,7 +263,8 @@ def read_head(shared, work, at, end):
     if not good_host:  # it may be one that is refused, whatever its body: Python knows
         return SLOW
     hot &= authorized and length > 0 and not shared.draining
-    hot &= equals(buf, at, lines[0], REQUEST_LINE)
+    work.route = PREDICT if equals(buf, at, lines[0], PREDICT_LINE) else INVOCATIONS
+    hot &= work.route == PREDICT or (usual_type and equals(buf, at, lines[0], INVOCATIONS_LINE))
     work.result[0], work.result[1], work.result[2] = body + length, body, keep_alive
     if body + length > end and (hot or body + length - at <= buf.size):
         return INCOMPLETE_BODY
@@ -279,224 +272,6 @@ def read_head(shared, work, at, end):
 
 
 # --- body ---------------------------------------------------------------------------------------
-
-@inner
-def skip_space(buf, at, end):
-    while at < end and (buf[at] == SPACE or buf[at] == LF or buf[at] == CR or buf[at] == TAB):
-        at += 1
-    return at
-
-
-@inner
-def expect(buf, at, end, byte):
-    """The place after white space, `byte` and white space; -1 where something else stands."""
-    at = skip_space(buf, at, end)
-    if at >= end or buf[at] != byte:
-        return -1
-    return skip_space(buf, at + 1, end)
-
-
-@inner
-def read_string(buf, at, end):
-    """A string of printable ASCII without escapes → (its first byte, its closing quote), or -1s."""
-    if at >= end or buf[at] != QUOTE:
-        return -1, -1
-    close = at + 1
-    while close < end and buf[close] != QUOTE:
-        if buf[close] < 32 or buf[close] > 126 or buf[close] == BACKSLASH:
-            return -1, -1
-        close += 1
-    if close >= end:
-        return -1, -1
-    return at + 1, close
-
-
-@inner
-def find_quote(buf, at, end):
-    """The closing quote of the string whose first byte is buf[at] → (place or -1, whether it has escapes)."""
-    escaped = False
-    while at < end and buf[at] != QUOTE:
-        if buf[at] < SPACE:
-            return -1, False
-        if buf[at] == BACKSLASH:
-            escaped = True
-            at += 1
-        at += 1
-    return (at if at < end else -1), escaped
-
-
-@inner
-def is_utf8(buf, at, end):
-    """Whether these bytes are UTF-8 (RFC 3629, section 4), as Python decodes it."""
-    while at < end:
-        first = buf[at]
-        if first < 0x80:
-            at += 1
-            continue
-        n_more = 1 if first < 0xE0 else 2 if first < 0xF0 else 3
-        if first < 0xC2 or first > 0xF4 or at + n_more >= end:
-            return False
-        second = buf[at + 1]  # others than these would be too long a form, a surrogate, or above U+10FFFF
-        if second < (0xA0 if first == 0xE0 else 0x90 if first == 0xF0 else 0x80):
-            return False
-        if second > (0x9F if first == 0xED else 0x8F if first == 0xF4 else 0xBF):
-            return False
-        for i in range(at + 2, at + 1 + n_more):
-            if buf[i] < 0x80 or buf[i] > 0xBF:
-                return False
-        at += 1 + n_more
-    return True
-
-
-@inner
-def find_word(shared, first, n_words, buf, at, end):
-    """The index in `words` of the string buf[at:end], its quotes included, among the n_words from `first` on; or -1."""
-    words, text, length = words_of(shared.words), bytes_of(shared.text), end - at
-    low, high = first, first + n_words
-    while low < high:
-        middle = (low + high) >> 1
-        span = words[middle].text
-        difference, i = length - span.length, 0
-        while difference == 0 and i < length:
-            difference = np.intp(buf[at + i]) - np.intp(text[span.at + i])
-            i += 1
-        if difference == 0:
-            return middle
-        if difference < 0:
-            high = middle
-        else:
-            low = middle + 1
-    return -1
-
-
-@inner
-def read_name(shared, work, model, k, at, end):
-    """The name and the colon of the k-th member of a row → (the feature, the place after them); -1s for others.
-
-    Objects of one client have one order: the name that stood here in the last row is tried first.
-    """
-    buf, text, order = bytes_of(work.received), bytes_of(shared.text), int64s_of(work.order)
-    words, place = words_of(shared.words), model.first_feature + k
-    word, after = order[place], -1
-    if model.first_name <= word < model.first_name + model.n_names:
-        span = words[word].text
-        after = at + span.length
-        if not starts_with_span(buf, at, end, text, span):
-            after = -1
-    if after < 0:
-        if at >= end or buf[at] != QUOTE:
-            return -1, -1
-        close, _ = find_quote(buf, at + 1, end)
-        if close < 0:
-            return -1, -1
-        after = close + 1
-        word = find_word(shared, model.first_name, model.n_names, buf, at, after)
-        if word < 0:
-            return -1, -1
-        order[place] = word
-    return words[word].place, expect(buf, after, end, COLON)
-
-
-@inner
-def read_category(shared, model, feature, buf, at, end, rows, n):
-    """A string's place among the feature's categories, or what stands for others, into rows[n + feature].
-
-    As `read_numbers` otherwise. Escapes are those of the one way in which Python's `json` writes a category; others
-    are for Python to read.
-    """
-    if at >= end or buf[at] != QUOTE:
-        if not model.takes_missing or not starts_with(buf, at, end, NULL):
-            return -1
-        rows[n + feature] = np.nan
-        return skip_space(buf, at + NULL.size, end)
-    close, escaped = find_quote(buf, at + 1, end)
-    if close < 0:
-        return -1
-    words = features_of(shared.features)[model.first_feature + feature]
-    word = find_word(shared, words.first_word, words.n_words, buf, at, close + 1)
-    if word < 0 and (escaped or not is_utf8(buf, at, close)):
-        return -1
-    rows[n + feature] = model.unknown if word < 0 else float(words_of(shared.words)[word].place)
-    return skip_space(buf, close + 1, end)
-
-
-def read_numbers(work, at, end, first, last, takes_missing):
-    """Numbers, or nulls, with commas between them into rows[first:last] → the place of what follows, or negative."""
-    buf, rows = bytes_of(work.received), doubles_of(work.rows)
-    for i in range(first, last):
-        if i > first:
-            if at >= end or buf[at] != COMMA:
-                return -1
-            at = skip_space(buf, at + 1, end)
-        value, after = parse_double(buf, at, end)
-        if after < 0:
-            if not takes_missing or not starts_with(buf, at, end, NULL):
-                return -1
-            value, after = np.nan, at + NULL.size
-        rows[i] = value
-        at = skip_space(buf, after, end)
-    return at
-
-
-def read_values(shared, work, at, end, m, n, are_objects):
-    """As `read_numbers`, the row from rows[n] on of model m, where a row is an object, or a feature has categories."""
-    model, features = models_of(shared.models)[m], features_of(shared.features)
-    buf, rows, seen = bytes_of(work.received), doubles_of(work.rows), int64s_of(work.seen)
-    work.n_rows += 1
-    for k in range(model.n_features):
-        feature = np.int64(k)
-        if k:
-            if at >= end or buf[at] != COMMA:
-                return -1
-            at = skip_space(buf, at + 1, end)
-        if are_objects:
-            feature, at = read_name(shared, work, model, k, at, end)
-            if at < 0 or seen[feature] == work.n_rows:
-                return -1
-            seen[feature] = work.n_rows
-        if features[model.first_feature + feature].takes_strings:
-            at = read_category(shared, model, feature, buf, at, end, rows, n)
-        else:
-            i = n + feature
-            at = call_read_numbers(shared.read_numbers, (work, at, end, i, i + 1, model.takes_missing))
-        if at <= 0:
-            return at
-    return at
-
-
-@inner
-def read_rows(shared, work, m, at, end):
-    """`[[…], […]]` or `[{…}, {…}]` for model m → (place after it, number of rows), or -1s for anything else."""
-    buf, model = bytes_of(work.received), models_of(shared.models)[m]
-    at = expect(buf, at, end, OPEN)
-    if at < 0 or at >= end or not model.predict:
-        return -1, -1
-    are_objects, n, n_rows = buf[at] == OPEN_OBJECT, np.intp(0), np.intp(0)
-    if are_objects and not model.n_names:
-        return -1, -1
-    while True:
-        at = expect(buf, at, end, OPEN_OBJECT if are_objects else OPEN)
-        if at < 0 or n + model.n_features > work.rows.length:
-            return -1, -1
-        if are_objects or model.takes_strings:
-            at = call_read_values(shared.read_values, (shared, work, at, end, m, n, are_objects))
-        else:
-            last = n + model.n_features
-            at = call_read_numbers(shared.read_numbers, (work, at, end, n, last, model.takes_missing))
-        if at == FAILED:
-            return -1, FAILED
-        if at < 0 or at >= end or buf[at] != (SHUT_OBJECT if are_objects else SHUT):
-            return -1, -1
-        n, n_rows = n + model.n_features, n_rows + 1
-        at = skip_space(buf, at + 1, end)
-        if at >= end:
-            return -1, -1
-        if buf[at] == SHUT:
-            return at + 1, n_rows
-        if buf[at] != COMMA:
-            return -1, -1
-        at += 1
-
 
 @inner
 def find_model(shared, buf, at, end):
@@ -537,10 +312,7 @@ def look_ahead(shared, buf, at, end):
         at = expect(buf, at, end, COMMA)
         if at < 0:
             return 0
-        key_at, key_end = read_string(buf, at, end)
-        if key_at < 0:
-            return -1
-        at = expect(buf, key_end + 1, end, COLON)
+        key_at, key_end, at = read_key(buf, at, end)
         if at < 0:
             return -1
         if equals(buf, key_at, key_end, MODEL_NAME):
@@ -556,11 +328,8 @@ def read_parameters(buf, at, end):
         return -1, False
     if buf[at] == SHUT_OBJECT:
         return at + 1, False
-    key_at, key_end = read_string(buf, at, end)
-    if key_at < 0 or not equals(buf, key_at, key_end, RETURN_PROBABILITIES):
-        return -1, False
-    at = expect(buf, key_end + 1, end, COLON)
-    if at < 0:
+    key_at, key_end, at = read_key(buf, at, end)
+    if at < 0 or not equals(buf, key_at, key_end, RETURN_PROBABILITIES):
         return -1, False
     wanted = starts_with(buf, at, end, TRUE)
     if not wanted and not starts_with(buf, at, end, FALSE):
@@ -582,10 +351,7 @@ def read_body(shared, work, at, end):
     while True:
         if at < 0:
             return -1
-        key_at, key_end = read_string(buf, at, end)
-        if key_at < 0:
-            return -1
-        at = expect(buf, key_end + 1, end, COLON)
+        key_at, key_end, at = read_key(buf, at, end)
         if at < 0:
             return -1
         if equals(buf, key_at, key_end, INPUTS) and n_rows < 0:
@@ -593,9 +359,10 @@ def read_body(shared, work, at, end):
                 model = look_ahead(shared, buf, at, end)
                 if model < 0:
                     return -1
-            at, n_rows = read_rows(shared, work, model, at, end)
-            if n_rows == FAILED:
+            at = call_read_rows(shared.read_rows, (shared, work, at, end, model, LISTS))
+            if at == FAILED:
                 return FAILED
+            n_rows = work.result[3]
         elif equals(buf, key_at, key_end, PARAMETERS) and not seen_parameters:
             seen_parameters = True
             at, wanted = read_parameters(buf, at, end)
@@ -691,7 +458,7 @@ def count(shared, work, model, n_rows, latency_ns):
     """Count an answer; one with an id is left for the access log, which reads a thread's rows once a second."""
     counts, predictions = int64s_of(shared.counts), int64s_of(shared.predictions)
     first = work.thread * COUNTS
-    counts[first + REQUESTS] += 1
+    counts[first + REQUESTS + work.route] += 1
     counts[first + LATENCY_NS] += latency_ns
     bucket = 0
     while bucket < BUCKET_BOUNDS_NS.size and latency_ns > BUCKET_BOUNDS_NS[bucket]:
@@ -701,7 +468,7 @@ def count(shared, work, model, n_rows, latency_ns):
     if work.request_id.length:
         n = counts[first + LOGGED]
         line = logged_of(shared.logged)[work.thread * LOG_ROWS + n % LOG_ROWS]
-        line.rows, line.latency_ns, line.id_bytes = n_rows, latency_ns, work.request_id.length
+        line.route, line.latency_ns, line.id_bytes = work.route, latency_ns, work.request_id.length
         put_span(line.id, 0, bytes_of(work.received), work.request_id)
         counts[first + LOGGED] = n + 1
 
@@ -733,10 +500,14 @@ def write_response(shared, work, m, n_rows, wanted, keep_alive, out_at, start_ns
         o = put(out, o, PROBABILITIES)
         o = write_rows(shared, work, o, work.probabilities.at, n_rows, model.n_classes, True)
     latency_ns = now_ns(CLOCK_MONOTONIC, work.clock) - start_ns
-    o = put_span(out, o, bytes_of(shared.text), model.tail)
-    o = call_write_number(shared.write_number, (work, latency_ns // 100 / 1e4, o))
-    out[o] = SHUT_OBJECT
-    body_bytes = o + 1 - guess
+    if work.route == PREDICT:
+        o = put_span(out, o, bytes_of(shared.text), model.tail)
+        o = call_write_number(shared.write_number, (work, latency_ns // 100 / 1e4, o))
+        out[o] = SHUT_OBJECT
+        o += 1
+    else:
+        o = put(out, o, FRAME_END)
+    body_bytes = o - guess
     digits, power = 1, 10
     while power <= body_bytes:
         digits, power = digits + 1, power * 10
@@ -760,7 +531,8 @@ def answer(shared, work, at, end, out_at):
     if outcome != ANSWERED:
         return outcome
     start_ns = now_ns(CLOCK_MONOTONIC, work.clock)
-    n_rows = call_read(shared.read_body, (shared, work, result[1], result[0]))
+    read = shared.read_body if work.route == PREDICT else shared.read_frame
+    n_rows = call_read(read, (shared, work, result[1], result[0]))
     if n_rows <= 0:
         return FAILED if n_rows == 0 else SLOW
     m, wanted = result[1], result[3] != 0
@@ -779,7 +551,10 @@ HEAD_BYTES = RESPONSE_START.size + DATE_BYTES + RESPONSE_LENGTH.size + RESPONSE_
 # What is compiled apart: fields of SHARED with the address of the function of that name.
 UNITS = {
     "answer": (SIGNATURE, answer), "read_head": (READ_SIGNATURE, read_head), "read_body": (READ_SIGNATURE, read_body),
-    "read_values": (READ_VALUES_SIGNATURE, read_values), "read_numbers": (READ_NUMBERS_SIGNATURE, read_numbers),
+    "read_frame": (READ_SIGNATURE, scoring_hotpath.read_frame),
+    "read_rows": (hot_rows.READ_ROWS_SIGNATURE, hot_rows.read_rows),
+    "read_values": (hot_rows.READ_VALUES_SIGNATURE, hot_rows.read_values),
+    "read_numbers": (hot_rows.READ_NUMBERS_SIGNATURE, hot_rows.read_numbers),
     "write_number": (WRITE_NUMBER_SIGNATURE, write_number),
 }
 

@@ -32,6 +32,13 @@ IDLE, HEAD, BODY, CLOSING, TURNED_AWAY = range(5)  # phases; no more than its un
 LOOP = np.dtype([("epoll", np.int32), ("wake", np.int32),  # wake: eventfd that makes the loop look around
                  ("sweep_ns", np.int64)])  # when it will look at the deadlines of its connections
 
+# What became of the bytes at the front of a buffer. FAILED (a bug: numba's bounds check) is served as SLOW, for Python.
+FAILED, ANSWERED, INCOMPLETE_HEAD, INCOMPLETE_BODY, SLOW = range(5)
+
+ROUTES = "/v1/predict", "/invocations"  # that the hot path answers
+PREDICT, INVOCATIONS = range(2)
+
+FOR_PYTHON, BY_NAME, BY_PLACE = range(3)
 MODEL = np.dtype([
     ("name", SPAN), ("tail", SPAN),  # tail: the response's text between the predictions and the latency
     ("predict", np.int64), ("state", np.int64),  # addresses: kernels.native.NativeModel; 0 = only Python can
@@ -41,13 +48,17 @@ MODEL = np.dtype([
     ("prediction_room", np.int64),  # response bytes for a row's prediction and the comma
     ("first_feature", np.int64),  # row of `features` and of a thread's `order`
     ("first_name", np.int64), ("n_names", np.int64),  # rows of `words`; 0 names = rows are no objects
+    ("invocations", np.int32),  # FOR_PYTHON, or what its columns are known by there
+    ("first_column", np.int64), ("n_columns", np.int64),  # rows of `words`: their names there
     ("unknown", np.float64),  # what stands for a string that is none of a feature's `words`
 ])
 
 # A string as JSON has it, the quotes included, and what it stands for: which feature, or which category.
 WORD = np.dtype([("text", SPAN), ("place", np.int64)])
 
-FEATURE = np.dtype([("takes_strings", np.int32), ("first_word", np.int64), ("n_words", np.int64)])
+FEATURE = np.dtype([("takes_strings", np.int32), ("type", np.int32), ("first_word", np.int64), ("n_words", np.int64)])
+DOUBLE, FLOAT, LONG, INTEGER = range(4)  # types of the columns of /invocations that hold numbers
+COLUMN_TYPES = {"double": DOUBLE, "float": FLOAT, "long": LONG, "integer": INTEGER}
 
 # A whole response for what no thread of Python sees; its Date is filled in where it says.
 REFUSAL = np.dtype([("text", SPAN), ("date_at", np.int64)])
@@ -56,11 +67,12 @@ OVERLOADED, TIMED_OUT = range(2)  # rows of `refusals`
 # A request with an X-Request-Id, for the access log. Each native thread has LOG_ROWS of them, used in turn.
 MAX_REQUEST_ID_BYTES = 128
 LOG_ROWS = 256
-LOG_LINE = np.dtype([("rows", np.int64), ("latency_ns", np.int64), ("id_bytes", np.int64),
+LOG_LINE = np.dtype([("route", np.int64), ("latency_ns", np.int64), ("id_bytes", np.int64),
                      ("id", np.uint8, (MAX_REQUEST_ID_BYTES,))])
 
 # Columns of `counts`, one row a native thread.
-REQUESTS, LATENCY_NS, EVENTS, LOGGED, BUCKETS = range(5)  # LOGGED: lines written to `logged`
+LATENCY_NS, EVENTS, LOGGED, REQUESTS = range(4)  # LOGGED: lines written to `logged`; REQUESTS: one a route
+BUCKETS = REQUESTS + len(ROUTES)
 BUCKET_BOUNDS_NS = np.array([
     5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000, 500_000_000,
@@ -81,8 +93,8 @@ SHARED = np.dtype([
     ("draining", np.int32),
     ("date", np.int32),  # which of the two `dates` holds
     # Addresses of the compiled functions of `hotpath.UNITS`.
-    ("answer", np.int64), ("read_head", np.int64), ("read_body", np.int64), ("read_values", np.int64),
-    ("read_numbers", np.int64), ("write_number", np.int64),
+    ("answer", np.int64), ("read_head", np.int64), ("read_body", np.int64), ("read_frame", np.int64),
+    ("read_rows", np.int64), ("read_values", np.int64), ("read_numbers", np.int64), ("write_number", np.int64),
     ("max_connections", np.int64), ("max_body_bytes", np.int64),
     ("idle_ns", np.int64),  # keep-alive without a request
     ("head_ns", np.int64),  # from the first byte of a head to its end
@@ -105,6 +117,7 @@ WORK = np.dtype([
     ("seen", SPAN),  # int64, (features of one model): the last row that had the feature, by `n_rows`
     ("lines", SPAN),  # int64: where the head's field lines start
     ("events", SPAN),  # int32: struct epoll_event
+    ("route", np.int64),  # of the request: PREDICT or INVOCATIONS
     ("thread", np.int64),  # row of `counts` and `predictions`, and which LOG_ROWS of `logged`
     ("n_rows", np.int64),  # rows of objects read so far, of all requests
     ("request_id", SPAN),  # in received; of length 0 where the request has none

@@ -20,7 +20,11 @@ from server import layout
 from server.process import Process
 
 BOUNDS_S = layout.BUCKET_BOUNDS_NS / 1e9
-PREDICT = "/v1/predict"
+
+
+def hot_requests(counts: np.ndarray) -> np.ndarray:
+    """Of a row of `counts`, or their sum: the requests of each of the ROUTES."""
+    return counts[layout.REQUESTS:layout.REQUESTS + len(layout.ROUTES)]
 
 
 class Metrics:
@@ -53,7 +57,7 @@ class Metrics:
         if self.shared is None:
             return 0, 0, 0
         counts = self.shared.counts.sum(0)
-        return int(counts[layout.REQUESTS]), int(self.shared.predictions.sum()), int(counts[layout.LATENCY_NS])
+        return int(hot_requests(counts).sum()), int(self.shared.predictions.sum()), int(counts[layout.LATENCY_NS])
 
     def as_text(self) -> tuple[str, bytes]:
         """(content type, the exposition)."""
@@ -74,7 +78,7 @@ class Metrics:
 
     def collect(self) -> Iterator:
         """The metric families, as prometheus_client asks for them."""
-        hot, _, hot_ns = self.hot_totals()
+        hot_ns = self.hot_totals()[2]
         requests = CounterMetricFamily("testigo_requests", "Requests answered, by who served them.",
                                        labels=("route", "status", "path"))
         rows = CounterMetricFamily("testigo_predictions", "Rows predicted.", labels=("model",))
@@ -86,7 +90,8 @@ class Metrics:
             buckets, seconds = self._buckets.copy(), self._seconds
             slow_rows = dict(self._rows)
         if self.shared is not None:
-            requests.add_metric((PREDICT, "200", "hot"), hot)
+            for route, n in zip(layout.ROUTES, hot_requests(self.shared.counts.sum(0)).tolist()):
+                requests.add_metric((route, "200", "hot"), n)
             requests.add_metric(("malformed", "408", "hot"), int(self.shared.gauges[layout.TIMEOUTS]))
             buckets += self.shared.counts.sum(0)[layout.BUCKETS:layout.BUCKETS + len(buckets)]
             seconds += hot_ns / 1e9

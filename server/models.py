@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
+from server import mlflow_models
 from server.errors import ApiError
+from server.schema import Schema
 
 if TYPE_CHECKING:  # imported on use: it takes a while
     from kernels.explain import Explainer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as clients may know it."""
+
+    source: str  # an address of MLflow's, or a file's or folder's name
+    flavor: str | None = None  # as MLmodel has it
+    why_mlflow: str | None = None  # runs the model, if it does
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,15 @@ class ServedModels:
     """Models by name, in the order of the command line; the first one answers requests that name none."""
     by_name: dict[str, kernels.TabularModel]
     created: int = field(default_factory=lambda: int(time.time()))  # s since 1970: when they were loaded
+    schemas: dict[str, Schema] = field(default_factory=dict)  # by name, for /invocations: inferred where not given
+    origins: dict[str, Origin] = field(default_factory=dict)  # by name
     _explainers: dict[str, Any] = field(default_factory=dict)  # by name: an Explainer, or why there is none
     _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        for name, model in self.by_name.items():
+            if name not in self.schemas:
+                self.schemas[name] = Schema.of(None, model)
 
     @property
     def default(self) -> kernels.TabularModel:
@@ -62,6 +80,8 @@ class ServedModels:
     def warm_up(self) -> None:
         """Answer a row with each model, for what its first answer in Python compiles, reads or starts."""
         for model in self.by_name.values():
+            if isinstance(model, mlflow_models.ProcessModel):
+                continue  # it is loaded, and code that is not ours is not asked what no client did
             with suppress(kernels.ModelError):
                 model.predict(np.ones((1, model.n_features)))
 
@@ -81,7 +101,14 @@ class ServedModels:
                 "n_features": model.n_features, "feature_names": model.signature.feature_names,
                 "classes": model.signature.classes, "n_classes": model.n_classes, "takes_missing": model.takes_missing,
                 "features": features(model), "explanation": self._explanation(model),
-                "size_bytes": model.size_bytes}
+                "size_bytes": model.size_bytes} | self._origin(model)
+
+    def _origin(self, model: kernels.TabularModel) -> dict:
+        """Who computes the model, and where it comes from."""
+        origin = self.origins.get(model.name)
+        engine = {"onnxruntime": "onnxruntime", "mlflow": "mlflow process"}.get(model.kernel, "testigo")
+        found = {"engine": engine, "flavor": origin and origin.flavor, "source": origin and origin.source}
+        return found | ({"engine_reason": origin.why_mlflow} if origin and origin.why_mlflow else {})
 
     def _explanation(self, model: kernels.TabularModel) -> dict | None:
         try:
@@ -114,16 +141,36 @@ def features(model: kernels.TabularModel) -> list[dict]:
     return found
 
 
-def load(paths: Sequence[Path], native: bool, engine: str = "testigo") -> ServedModels:
-    """Load the models of these files, or the embedded one where there are none.
+def load(sources: Sequence[str | Path], native: bool, engine: str = "testigo", allow_pickle: bool = False,
+         log: Callable[[str], None] = lambda line: None) -> ServedModels:
+    """Load the models of these files, folders and addresses of MLflow's, or the embedded one where there are none.
 
-    `engine` is testigo or onnxruntime. Raises kernels.ModelError for a file that is no such model, and for two
+    `engine` is testigo or onnxruntime. `allow_pickle`: MLflow's models may be unpickled, and run code of their own, in
+    other processes; `log` is told what those say. Raises kernels.ModelError for what is no such model, and for two
     models of one name.
     """
     by_name: dict[str, kernels.TabularModel] = {}
-    for path in paths or [kernels.DEFAULT_MODEL]:
-        model = kernels.load(path, native=native, engine=engine)
+    schemas: dict[str, Schema] = {}
+    origins: dict[str, Origin] = {}
+    for source in map(str, sources or [kernels.DEFAULT_MODEL]):
+        model, schema, origin = _load(source, native, engine, allow_pickle, log)
         if model.name in by_name:
-            raise kernels.ModelError(f"{path}: another model of this command is named {model.name!r} too")
-        by_name[model.name] = model
-    return ServedModels(by_name)
+            raise kernels.ModelError(f"{source}: another model of this command is named {model.name!r} too")
+        by_name[model.name], origins[model.name] = model, origin
+        schemas[model.name] = schema
+    return ServedModels(by_name, schemas=schemas, origins=origins)
+
+
+def _load(source: str, native: bool, engine: str, allow_pickle: bool,
+          log: Callable[[str], None]) -> tuple[kernels.TabularModel, Schema, Origin]:
+    shown = mlflow_models.shown(source)
+    if not mlflow_models.is_mlflow(source):
+        model = kernels.load(Path(source), native=native, engine=engine)
+        return model, Schema.of(None, model), Origin(shown)
+    found = mlflow_models.resolve(source, allow_pickle=allow_pickle, engine=engine, log=log)
+    if found.file is None:
+        return (mlflow_models.ProcessModel(found, log), Schema(flavor=found.flavor),
+                Origin(shown, found.flavor, found.worker))
+    model = kernels.load(found.file, native=native, engine=engine)
+    model.name, model.version = found.name, found.version
+    return model, Schema.of(found.schema, model, found.flavor), Origin(shown, found.flavor)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels import TabularModel
 from kernels.native import NativeModel
 from server import errors, layout, warm
 from server.application import Application
@@ -22,10 +23,12 @@ from server.event_loop import GONE, LARGE, LATE, Native
 from server.http1 import TRANSITIONS
 from server.listener import SPARE_DESCRIPTORS, Listener
 from server.models import places
+from server.schema import PREDICT, RETURN_PROBABILITIES, THREADS, Column, Schema
 
 LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
 FIRST_WORKERS, SPARE_WORKERS = 8, 16
 GRACE_S = 0.1  # after the deadline of a drain, for threads that have only to return
+TYPES_OF_TENSORS = {"<f8": "double", "<f4": "float", "<i8": "long", "<i4": "integer"}
 DATE_PLACE = "x" * layout.DATE_BYTES  # native code writes the Date here
 
 
@@ -58,7 +61,7 @@ class NativeListener(Listener):
         for row, native, model in zip(rows, natives, models):
             row["name"], row["n_features"] = text.add(model.name.encode()), model.n_features
             row["first_feature"] = len(features)
-            features += [(0, 0, 0)] * model.n_features
+            features += [(0, 0, 0, 0)] * model.n_features
             row["tail"] = text.add(b'], "model": %s, "version": %s, "latency_ms": ' % (
                 json.dumps(model.name).encode(), json.dumps(model.version).encode()))
             if native is None:
@@ -71,6 +74,7 @@ class NativeListener(Listener):
                                           *(len(label) + 2 for label in native.labels or ())])
             labels += native.labels or ()
             self._add_words(row, native, text, features, words)
+            self._add_columns(row, model, text, features, words)
         refusals = np.zeros(2, layout.REFUSAL)
         for i, error in ((layout.OVERLOADED, errors.OVERLOADED), (layout.TIMED_OUT, errors.TIMED_OUT)):
             response = errors.refusal(error, DATE_PLACE)
@@ -111,8 +115,25 @@ class NativeListener(Listener):
             if categories is not None:
                 row["takes_strings"] = 1
                 added = text.words(places([category.decode() for category in categories]))
-                features[row["first_feature"] + i] = (1, len(words), len(added))
+                features[row["first_feature"] + i] = (1, 0, len(words), len(added))
                 words += added
+
+    def _add_columns(self, row: np.void, model: TabularModel, text: layout.Text, features: list[tuple],
+                     words: list[tuple]) -> None:
+        """What /invocations takes for a row of a model, where its answer there is that of `predict`."""
+        found = columns_of_features(self.application.models.schemas[model.name], model)
+        if found is None:
+            return
+        names, types = found
+        first = int(row["first_feature"])
+        for i, kind in enumerate(types):
+            strings, _, *span = features[first + i]
+            features[first + i] = (strings, layout.COLUMN_TYPES.get(kind, 0), *span)
+        row["invocations"] = layout.BY_PLACE if names is None else layout.BY_NAME
+        if names is not None:
+            added = text.words({name: i for i, name in enumerate(names)})
+            row["first_column"], row["n_columns"] = len(words), len(added)
+            words += added
 
     def _make_loops(self, n_loops: int) -> np.ndarray:
         """An epoll a core, each with the listening socket: the kernel wakes only one of those that wait for it."""
@@ -214,6 +235,35 @@ class NativeListener(Listener):
             n = connection.serve(fd, work.received, n, late=outcome == LATE)
             if n < 0:
                 native.leave(shared, work.address, fd)
+
+
+def columns_of_features(schema: Schema, model: TabularModel) -> tuple[list[str] | None, list[str]] | None:
+    """For each feature the name, where columns have names, and the type of its column in /invocations.
+
+    None where it is not `predict` that answers there (`scoring_api`), or a type is one that native code does not read.
+    """
+    defaults = {param.name: param.default for param in schema.params or ()} if schema.is_ours else {}
+    if (schema.answer != PREDICT or schema.dtype is not None or schema.flavor == "onnx"
+            or defaults.get(RETURN_PROBABILITIES) or (defaults.get(THREADS) or 1) < 1):
+        return None
+    columns, signature, n = schema.columns, model.signature, model.n_features
+    if schema.tensors is not None and len(schema.tensors) == 1:
+        tensor = schema.tensors[0]
+        if tensor.name is None and tensor.shape == (-1, n):
+            columns = (Column(None, TYPES_OF_TENSORS.get(tensor.dtype.str, "")),) * n
+    if columns is None or len(columns) != n:
+        return None
+    by_name = {column.name: column for column in columns}
+    if by_name.keys() == set(signature.feature_names or ()) and schema.flavor != "lightgbm":  # else it goes by place
+        columns = tuple(by_name[name] for name in signature.feature_names or ())
+    types, categories = [column.type for column in columns], signature.categories or (None,) * n
+    if any(kind not in (layout.COLUMN_TYPES if strings is None else {"string"})
+           for kind, strings in zip(types, categories)):
+        return None
+    if schema.named:
+        return ([str(column.name) for column in columns], types) if len(by_name) == n else None
+    needs_names = schema.flavor == "xgboost" and signature.feature_names is not None
+    return (None, types) if len(set(types)) == 1 and not needs_names else None
 
 
 class HeldConnection(Connection):

@@ -69,6 +69,10 @@ SCHEMAS = {
             "feature_names": {"type": ["array", "null"], "items": {"type": "string"}},
             "classes": {"type": ["array", "null"]}, "n_classes": {"type": "integer"},
             "takes_missing": {"type": "boolean"}, "size_bytes": {"type": "integer"},
+            "engine": {"enum": ["testigo", "onnxruntime", "mlflow process"]},
+            "engine_reason": {"type": "string", "description": "Why mlflow runs the model, in a process of its own."},
+            "flavor": {"type": ["string", "null"], "description": "MLflow's; null: a plain file."},
+            "source": {"type": ["string", "null"], "description": "An address of MLflow's, or a file's name."},
             "explanation": {"type": ["object", "null"], "description": "null: /v1/explain refuses this model.",
                             "properties": {"needs_background": {"type": "boolean"}}},
             "features": {"type": "array", "items": {
@@ -86,6 +90,20 @@ SCHEMAS = {
         "type": "object",
         "properties": {name: {"type": "number"} for name in
                        ("total_requests", "total_predictions", "avg_latency_ms", "uptime_seconds")}},
+    "ScoringRequest": {
+        "type": "object", "description": "Exactly one of dataframe_split, dataframe_records, instances and inputs.",
+        "properties": {
+            "dataframe_split": {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {
+                "columns": {"type": "array"}, "data": {"type": "array"}, "index": {"type": "array"}}},
+            "dataframe_records": {"type": "array", "items": {"type": "object"}},
+            "instances": {"type": "array"}, "inputs": {"type": ["array", "object"]},
+            "params": {"type": "object", "description": "Parameters of the model's signature; others are ignored."}},
+        "example": {"dataframe_records": [{"amount": 12.5, "hour": 3}]}},
+    "ScoringResponse": {"type": "object", "required": ["predictions"],
+                        "properties": {"predictions": {"type": ["array", "object"]}}},
+    "ScoringError": {
+        "type": "object", "required": ["error_code", "message"],
+        "properties": {"error_code": {"type": "string"}, "message": {"type": "string"}}},
     "Error": {
         "type": "object", "required": ["error"],
         "properties": {"error": {
@@ -113,6 +131,9 @@ def document(authorized: bool) -> dict:
         "/v1/explain": {"post": {
             **_operation("Explain each row's prediction", "ExplainResponse", errors=("400", "404", "413", "415")),
             "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/ExplainRequest"})}}},
+        "/invocations": {"post": _invocations()},
+        "/ping": {"get": _text("Whether the process is alive, as MLflow and SageMaker ask", open_to_all=True)},
+        "/version": {"get": _text("The version of this server, as MLflow asks")},
     }
     components: dict = {"schemas": SCHEMAS}
     content: dict = {"openapi": "3.1.0", "info": {"title": "Testigo", "version": kernels.__version__},
@@ -124,15 +145,30 @@ def document(authorized: bool) -> dict:
 
 
 def _operation(summary: str, name: str = "", *, schema: dict | None = None, html: bool = False,
-               open_to_all: bool = False, errors: tuple[str, ...] = ()) -> dict:
+               open_to_all: bool = False, errors: tuple[str, ...] = (), error: str = "Error") -> dict:
     content = {"text/html": {"schema": {"type": "string"}}} if html else _json(
         schema or {"$ref": f"#/components/schemas/{name}"})
     responses = {"200": {"description": "Done", "content": content}}
-    for status in (*errors, "default"):
-        responses[status] = {"description": "What went wrong", "content": _json({"$ref": "#/components/schemas/Error"})}
+    wrong = {"description": "What went wrong", "content": _json({"$ref": f"#/components/schemas/{error}"})}
+    responses |= {status: wrong for status in (*errors, "default")}
     operation: dict = {"summary": summary, "responses": responses}
     if open_to_all:
         operation["security"] = []
+    return operation
+
+
+def _invocations() -> dict:
+    operation = _operation("Score with the first model, by MLflow's protocol", "ScoringResponse",
+                           errors=("400", "413", "415"), error="ScoringError")
+    table = {"schema": {"description": "A header and rows, as pandas writes them; columns by the signature's names."}}
+    content = _json({"$ref": "#/components/schemas/ScoringRequest"}) | {
+        "text/csv": table, "application/vnd.apache.parquet": table}
+    return operation | {"requestBody": {"required": True, "content": content}}
+
+
+def _text(summary: str, open_to_all: bool = False) -> dict:
+    operation = _operation(summary, open_to_all=open_to_all)
+    operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     return operation
 
 

@@ -48,6 +48,8 @@ def read_rows(request: dict, model: kernels.TabularModel, places: Places) -> np.
     """The inputs of a request → (n_rows, n_features) float64, NaN for a missing value, its place for a category."""
     if "inputs" not in request:
         raise invalid("missing_inputs", f"{EXPECTED_ROWS}.", "inputs")
+    if not model.n_features:
+        raise invalid("no_rows", "This model takes no rows of numbers: ask it at /invocations.", "inputs")
     inputs: Any = request["inputs"]
     if not isinstance(inputs, list) or not inputs:
         raise invalid("empty_input" if inputs == [] else "invalid_inputs", f"{EXPECTED_ROWS}.", "inputs")

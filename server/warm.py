@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kernels import DEFAULT_MODEL, ModelError, TabularModel
+from kernels import ModelError, TabularModel
 from kernels.compiled import cache_dir
 from server import models as served_models
 from server.event_loop import ENTRIES, Native, compile_entry
@@ -60,7 +60,7 @@ def missing_units(models: Sequence[TabularModel], explanations: bool) -> dict[Un
     folder = cache_dir(Path(__file__).resolve().parent)
     units = {("unit", name): folder / f"{name} compiled" for name in UNITS}
     for model in models:
-        if model.kernel != "onnxruntime":
+        if model.kernel not in ("onnxruntime", "mlflow"):
             units["kernel", str(model.path)] = folder / f"{model.kernel} kernel compiled"
             if explanations and "trees" in model.kernel.split("+"):  # others are explained without compiled code
                 units["explanations", str(model.path)] = folder / f"{model.kernel} explanations compiled"
@@ -108,11 +108,10 @@ def _child(nice: int) -> subprocess.Popen:
                             stderr=subprocess.DEVNULL, text=True)
 
 
-def main(arguments: list[str]) -> int:
+def main(sources: Sequence[str], allow_pickle: bool = False) -> int:
     """→ exit status: 0, or 3 for a model that cannot be read."""
-    paths = [Path(argument) for argument in arguments] or [DEFAULT_MODEL]
     try:
-        served = served_models.load(paths, native=True)
+        served = served_models.load(sources, native=True, allow_pickle=allow_pickle)
     except (ModelError, OSError) as error:
         print(f"server: error: {error}", file=sys.stderr)
         return 3

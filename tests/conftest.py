@@ -3,7 +3,10 @@
 from importlib.util import find_spec
 
 TRAINING = "sklearn lightgbm xgboost onnxruntime skl2onnx"
+MLFLOW = f"{TRAINING} mlflow gguf pandas"
 NEEDS = {
+    "databricks": f"{MLFLOW} databricks.sdk deltalake pyarrow pyspark", "server/test_mlflow_models.py": MLFLOW,
+    "server/test_scoring_differential.py": f"{MLFLOW} pyarrow uvicorn",
     "kernels/test_boosters.py": TRAINING, "kernels/test_explain.py": TRAINING,
     "kernels/test_export.py": "skl2onnx gguf", "kernels/test_main.py": "skl2onnx gguf",
     "kernels/test_fuzz_models.py": TRAINING, "kernels/test_gguf.py": "gguf",

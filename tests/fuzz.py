@@ -43,7 +43,7 @@ from server.hotpath import ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, S
 from server.metrics import Metrics
 from server.native_listener import LOOP_BYTES, NativeListener
 from tests import serving
-from tests.server.stand_in import STAND_INS, StandIn, stand_ins
+from tests.server.stand_in import STAND_INS, Frame, StandIn, frames, stand_ins
 
 CLIENT = ("127.0.0.1", 1)
 ANSWER_TYPE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)  # `hotpath.answer`
@@ -108,12 +108,14 @@ class Paths:
     """
 
     def __init__(self, files: Sequence[Path] = (), received_bytes: int = LOOP_BYTES, *,
-                 others: Sequence[StandIn] = (), **options):
-        """`others` are models beside those of the files."""
+                 first: Frame | None = None, others: Sequence[StandIn] = (), **options):
+        """`others` are models beside those of the files; `first` is the default one, where it is given."""
         options = {"allowed_hosts": frozenset(LOOPBACK)} | options
 
         def application(native: bool) -> Application:
-            served = models.ServedModels(models.load(files, native).by_name | {model.name: model for model in others})
+            by_name = ({first.model.name: first.model} if first else {}) | models.load(files, native).by_name
+            served = models.ServedModels(by_name | {model.name: model for model in others},
+                                         schemas={first.model.name: first.schema} if first else {})
             return Application(served, Metrics(list(served.by_name)), AccessLog(stream=SimpleNamespace(
                 write=lambda line: None, flush=lambda: None)), **options)
         self.listener = NativeListener("127.0.0.1", 0, application(native=True), Limits())
@@ -231,6 +233,11 @@ def predict_request(body: bytes = ROW, *fields: bytes, host: bytes = b"localhost
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+def invocations_request(body: bytes, *fields: bytes, host: bytes = b"localhost:8080") -> bytes:
+    """`predict_request` for MLflow's protocol."""
+    return predict_request(body, *fields, host=host).replace(b" /v1/predict ", b" /invocations ", 1)
+
+
 HOT_BODIES = [
     ROW, b'{"inputs":[[1,2,3,4,5],[-1e-3,-0.0,12345.678e2,5e-324,1.7976931348623157e300]]}',
     b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5]], "parameters": {"return_probabilities": true}}',
@@ -240,7 +247,12 @@ HOT_BODIES = [
     b'{"inputs": [' + b", ".join([b"[3.141592653589793,-2.71828182845904,1e-17,123456789012345678,0.1]"] * 20)
     + b"]}",
 ]
-HOT_REQUESTS = [predict_request(body) for body in HOT_BODIES] + [
+HOT_FRAMES = [  # for the embedded model, whose features have no names
+    b'{"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5], [-1, 0, -0, 1e5, -0.0]]}', b'{"instances":[[1,2,3,4,5]]}',
+    b'{"dataframe_split": {"index": [0, 7], "columns": [0, 1, 2, 3, 4], "data": [[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]]}}',
+    b' { "dataframe_split"\t: {"data":\r\n[ [1e-3,2,3,4,5]] , "index" :[ -12345] } }\n',
+]
+HOT_REQUESTS = [predict_request(body) for body in HOT_BODIES] + [invocations_request(body) for body in HOT_FRAMES] + [
     predict_request(ROW, b"Content-Type: application/json"),
     predict_request(ROW, b"content-type:APPLICATION/json ;\tcharset=UTF-8", b"CONNECTION: Keep-Alive"),
     predict_request(ROW, b"Content-Type: application/json; charset=utf-8"),
@@ -248,6 +260,7 @@ HOT_REQUESTS = [predict_request(body) for body in HOT_BODIES] + [
     predict_request(ROW, b"Accept: */*", b"User-Agent: curl/8.5.0", b"X-Custom: \xff", b"Accept: text/html"),
     predict_request(ROW, b"Origin: http://example.com", b"Authorization: Bearer whatever", host=b"LOCALHOST"),
     predict_request(ROW, b"X-Request-Id: 01HQ-7", b"Connection: close"),
+    invocations_request(HOT_FRAMES[0], b"Content-Type: application/json", b"X-Request-Id: 01HQ-8"),
 ]
 OTHER_REQUESTS = [
     b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HEAD /health HTTP/1.0\r\n\r\n",
@@ -260,7 +273,9 @@ OTHER_REQUESTS = [
     b"\r\n" + predict_request(), predict_request(ROW, b"Expect: 100-continue"),
     predict_request(ROW, b"X-Request-Id: not one word"), predict_request(b""),
     predict_request(ROW, b"X-Request-Id: " + b"7" * 500),
-    predict_request(b'{"inputs": [[1, 2, 3, 4]]}'),
+    predict_request(b'{"inputs": [[1, 2, 3, 4]]}'), invocations_request(b'{"inputs": [[1, 2, 3, 4]]}'),
+    invocations_request(b'{"dataframe_records": [{"a": 1}]}'),
+    invocations_request(b"a,b\n1,2\n", b"Content-Type: text/csv"),
     predict_request(b'{"inputs": [[1, 2, 3, 4, null]], "model": "nobody"}'),
     predict_request(b'{"inputs": [[1, 2], [3, 4]], "inputs": [[1, 2, 3, 4, 5]], "extra": "\\u0041"}'),
 ]
@@ -294,7 +309,9 @@ STRINGS = [  # in the place of a category or a name; some are neither JSON nor U
     b'"r\\u0065d"', b'"/"', b'"\\/"', b'"' + b"long" * 300 + b'"', b"null", b"1", b"true", b'"null"', b'"1"',
 ]
 TOKENS = NUMBERS + NO_NUMBERS + STRINGS + [
-    b'"amount": 1', b'"colour": ', b'{"', b'"}', b'": ', b'", "', b'}, {', b'"model": "shop", ', b"null, ",
+    b'"amount": 1', b'"colour": ', b'"columns": ["count"], ', b'"index": [0], ', b'"params": {}, ', b'"data": [[1]], ',
+    b"dataframe_split", b"dataframe_records", b"POST /invocations HTTP/1.1\r\n",
+    b'{"', b'"}', b'": ', b'", "', b'}, {', b'"model": "shop", ', b"null, ",
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"\"", b"\\", b"[", b"]", b"{", b"}",
     b"\xff", b"\xc3\xbc", b"\xef\xbb\xbf", b"\r\n\r\n", b"Content-Length: 5\r\n",
     b"Transfer-Encoding: chunked\r\n", b"Host: a\r\n", b"close", b"Expect: 100-continue\r\n",
@@ -369,7 +386,66 @@ def body_for(rng: random.Random, model: StandIn) -> bytes:
     if rng.random() < (0.6 if model.n_classes else oddity):
         members.append('"parameters":{"return_probabilities":%s}' % rng.choice(("true", "true", "false")))
     rng.shuffle(members)
-    return ("{%s}" % ",".join(members)).replace(",", rng.choice((",", ", ", " ,\r\n"))).encode("utf-8", "surrogatepass")
+    return spaced(rng, "{%s}" % ",".join(members))
+
+
+def spaced(rng: random.Random, text: str) -> bytes:
+    return text.replace(",", rng.choice((",", ", ", " ,\r\n"))).encode("utf-8", "surrogatepass")
+
+
+# --- frames for models --------------------------------------------------------------------------
+
+NO_FRAMES = [  # what is right JSON, but not the one frame that a model takes
+    '{}', '[]', '{"dataframe_split":{}}', '{"dataframe_split":[]}', '{"dataframe_records":[]}', '{"inputs":[]}',
+    '{"dataframe_records":[{}]}', '{"dataframe_split":{"columns":[],"data":[]}}', '{"inputs":[1,2]}', '{"inputs":{}}',
+    '{"dataframe_split":{"columns":["a"],"data":[[1]]},"dataframe_records":[{"a":1}]}', '{"instances":null}',
+]
+
+
+def frame_for(rng: random.Random, frame: Frame) -> bytes:
+    """A body for /invocations, most of it right: any form that the schema takes, columns in any order."""
+    schema, oddity = frame.schema, rng.choice((0, 0, 0, 0.02, 0.2))
+    n, known = frame.model.n_features, frame.model.signature.feature_names or ()
+    if rng.random() < oddity / 4:
+        return spaced(rng, rng.choice(NO_FRAMES))
+    if schema.columns is not None:
+        names, types = [one.name for one in schema.columns], [one.type for one in schema.columns]
+    else:
+        names, types = [None] * n, [schema.tensors[0].dtype.name if schema.tensors else "double"] * n
+    by_name = schema.flavor != "lightgbm" and set(names) == set(known)
+    order, n_rows = list(range(len(names))), rng.choice((1, 1, 1, 2, 5))
+    if rng.random() < 0.5 and None not in names:
+        rng.shuffle(order)
+
+    def value(j: int) -> str:
+        if types[j] in ("long", "integer", "int64", "int32") and rng.random() >= oddity:
+            return "%d" % rng.randrange(-99, 99 if rng.random() < 0.9 else 1 << 33)
+        return value_for(rng, frame.model, known.index(names[j]) if by_name else min(j, n - 1), oddity)
+    rows = [[value(j) for j in order] for _ in range(n_rows)]
+    keys = [str(k) if names[j] is None else form(rng, names[j], 0.1 / n) for k, j in enumerate(order)]
+    if rng.random() < oddity:  # one too few, too many, or twice
+        at, more = rng.randrange(len(keys)), rng.randrange(3)
+        keys[at:at + 1] = rng.choices([*keys, '"other"', "7"], k=more)
+        for row in rows[:rng.choice((1, n_rows))]:
+            row[at:at + 1] = rng.choices([*row, "1", "[1]"], k=more)
+    lists = "[%s]" % ",".join("[%s]" % ",".join(row) for row in rows)
+    kind = rng.choice(("split", "split", "records") if None not in names else ("split", "inputs", "instances"))
+    if rng.random() < oddity:
+        kind = rng.choice(("split", "records", "inputs", "instances"))
+    if kind == "records":
+        members = ",".join("{%s}" % ",".join(map(":".join, zip(map(as_key, keys), row))) for row in rows)
+        return spaced(rng, '{"dataframe_records":[%s]}' % members)
+    if kind != "split":
+        return spaced(rng, '{"%s":%s}' % (kind, lists))
+    index = rng.choice((range(n_rows), rng.sample(range(-9, 10**9), n_rows), range(n_rows + (rng.random() < oddity))))
+    parts = {"columns": "[%s]" % ",".join(keys), "index": "[%s]" % ",".join(map(str, index)), "data": lists}
+    kinds = ("columns data", "index columns data", "columns index data", "columns data index", "data columns", "data")
+    chosen = rng.choice(kinds if rng.random() < oddity or None in names else kinds[:4]).split()
+    return spaced(rng, '{"dataframe_split":{%s}}' % ",".join(f'"{name}":{parts[name]}' for name in chosen))
+
+
+def as_key(name: str) -> str:
+    return name if name.startswith('"') else f'"{name}"'
 
 
 # --- mutations ----------------------------------------------------------------------------------
@@ -515,7 +591,7 @@ def fingerprint(response, at, end):
     body, last = at, end
     while body < end - 1 and not (response[body] == 123 and response[body - 1] == 10):  # { after a line feed
         body += 1
-    while last > body and response[last] != 58:  # the latency's colon
+    while last > body and response[last] != 58 and response[end - 2] != 93:  # the latency's colon; ] if there is none
         last -= 1
     value = np.uint64(0xCBF29CE484222325)
     for i in range(at, at + 15):
@@ -690,7 +766,7 @@ class Fuzzer:
         raise Finding(wrong, requests[0] if len(requests) == 1 else b"".join(requests))
 
     def _counted(self) -> int:
-        return int(self.paths.shared.counts[0, layout.REQUESTS])
+        return int(self.paths.shared.counts[0, layout.REQUESTS:layout.REQUESTS + len(layout.ROUTES)].sum())
 
     def compare(self, request: bytes) -> None:
         """Ask both paths."""
@@ -753,6 +829,12 @@ def corpus(with_models: bool, others: Sequence[StandIn] = ()) -> list[bytes]:
     return [*HOT_REQUESTS, *more, *HOT_REQUESTS, *more, *rows, *OTHER_REQUESTS]
 
 
+def frame_corpus(frame: Frame) -> list[bytes]:
+    """As `corpus`, for the /invocations of one model."""
+    rng = random.Random(0)
+    return [*(invocations_request(frame_for(rng, frame)) for _ in range(100)), *OTHER_REQUESTS]
+
+
 def batches(n: int, seed: int, starts: list[bytes]) -> Iterator[list[bytes]]:
     """`n` mutated requests, always the same ones for a seed."""
     rng = random.Random(seed)
@@ -761,36 +843,40 @@ def batches(n: int, seed: int, starts: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def fuzz(n: int, seed: int, split: bool, n_sockets: int) -> str:
-    """Run everything → a line of figures. Raises Finding."""
+    """Run everything, half of it for a model with typed columns → a line of figures. Raises Finding."""
+    outcomes: Counter[int] = Counter()
+    n_compared, spent_s = 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         files = [kernels.DEFAULT_MODEL]
         with_models = importlib.util.find_spec("gguf") is not None
         if with_models:
             files += example_models(Path(folder))
-        others = stand_ins(large=False)
-        starts = corpus(with_models, others)
-        with Paths(files, received_bytes=4096, others=others) as paths:
-            if config.BOUNDSCHECK:
-                check_that_bounds_are_checked(paths)
-            fuzzer = Fuzzer(paths, split)
-            fuzzer.run(starts)  # also compiles the driver, so that the rate is that of the requests
-            begin = time.perf_counter()
-            for requests in batches(n, seed, starts):
-                fuzzer.run(requests)
-            rate = n / (time.perf_counter() - begin)
-            if n_sockets:
-                rng = random.Random(seed)
-                with serving.start(*files, command=(*STAND_INS, "small")) as server:
-                    over_sockets(server, paths, [mutated(rng, starts) for _ in range(n_sockets)], rng)
-                    over_sockets(server, paths, HOT_REQUESTS, rng)
-                    if server.stop() != 0:
-                        raise Finding("the server did not stop as it should after the requests", b"")
-        shares = ", ".join(f"{name} {fuzzer.outcomes[outcome] / fuzzer.n_requests:.1%}" for name, outcome in (
-            ("answered", ANSWERED), ("incomplete", INCOMPLETE_HEAD),
-            ("without all of the body", INCOMPLETE_BODY), ("for Python", SLOW)))
-        return (f"{n} requests {'whole and split at every byte' if split else 'whole'}, seed {seed}:"
-                f" {shares}; {fuzzer.n_compared} answers compared, {n_sockets} requests over sockets;"
-                f" {rate:.0f} requests/s, bounds {'' if config.BOUNDSCHECK else 'not '}checked")
+        others, typed = stand_ins(large=False), frames()["typed"]
+        for first, command, starts in ((None, (), corpus(with_models, others)),
+                                       (typed, ("frame", "typed"), frame_corpus(typed))):
+            with Paths(files, received_bytes=4096, first=first, others=others) as paths:
+                if config.BOUNDSCHECK:
+                    check_that_bounds_are_checked(paths)
+                fuzzer = Fuzzer(paths, split)
+                fuzzer.run(starts)  # also compiles the driver, so that the rate is that of the requests
+                begin = time.perf_counter()
+                for requests in batches(n // 2, seed, starts):
+                    fuzzer.run(requests)
+                spent_s += time.perf_counter() - begin
+                if n_sockets:
+                    rng = random.Random(seed)
+                    with serving.start(*files, command=(*STAND_INS, "small", *command)) as server:
+                        over_sockets(server, paths, [mutated(rng, starts) for _ in range(n_sockets // 2)], rng)
+                        over_sockets(server, paths, HOT_REQUESTS, rng)
+                        if server.stop() != 0:
+                            raise Finding("the server did not stop as it should after the requests", b"")
+            outcomes, n_compared = outcomes + fuzzer.outcomes, n_compared + fuzzer.n_compared
+    shares = ", ".join(f"{name} {outcomes[outcome] / outcomes.total():.1%}" for name, outcome in (
+        ("answered", ANSWERED), ("incomplete", INCOMPLETE_HEAD),
+        ("without all of the body", INCOMPLETE_BODY), ("for Python", SLOW)))
+    return (f"{n} requests {'whole and split at every byte' if split else 'whole'}, seed {seed}:"
+            f" {shares}; {n_compared} answers compared, {n_sockets} requests over sockets;"
+            f" {n / spent_s:.0f} requests/s, bounds {'' if config.BOUNDSCHECK else 'not '}checked")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,6 +94,13 @@ def run(*args: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT,
                           text=True, timeout=START_S, cwd=cwd, env=os.environ | (env or {}))
 
 
+def free_port() -> int:
+    """A port of the loopback address that nobody listens at, for a program that cannot pick one itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def _first_line(process: subprocess.Popen, server: Server) -> str:
     """The line that a server prints when it accepts; what it printed instead when it ends before."""
     line, deadline = b"", time.monotonic() + START_S

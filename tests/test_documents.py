@@ -3,21 +3,16 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import serving
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run_document(path: Path, folder: Path) -> None:
@@ -30,9 +25,9 @@ def run_document(path: Path, folder: Path) -> None:
             script += [f"echo '--- block {i}'", text.rstrip()]
     text = "\n".join(script)
     for port in sorted(set(re.findall(r"\b80[0-9]{2}\b", text))):
-        text = re.sub(rf"\b{port}\b", str(free_port()), text)
+        text = re.sub(rf"\b{port}\b", str(serving.free_port()), text)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", text], cwd=folder, env=environment, text=True, timeout=180,
+    done = subprocess.run(["bash", "-c", text], cwd=folder, env=environment, text=True, timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     printed = dict(re.findall(r"--- block (\d+)\n(.*?)(?=--- block|\Z)", done.stdout, re.DOTALL))
@@ -52,6 +47,12 @@ def test_fraud_runs_and_prints_what_it_says(tmp_path):
     for package in ("gguf", "lightgbm", "pyarrow", "skl2onnx"):
         pytest.importorskip(package)
     run_document(ROOT / "docs" / "fraud.md", tmp_path)
+
+
+def test_lab_4_5_runs_and_prints_what_it_says(tmp_path):
+    for package in ("databricks.sdk", "gguf", "mlflow", "pyarrow", "sklearn"):
+        pytest.importorskip(package)
+    run_document(ROOT / "docs" / "labs" / "4.5-batch-inference.md", tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")

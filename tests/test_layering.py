@@ -15,20 +15,26 @@ ROOMS = {  # room: what it may import beside the standard library and itself
     "kernels": NATIVE,
     "server": NATIVE | {"kernels", "psutil", "prometheus_client"},
     "tracing": {"psutil", "pytest"},
-    "databricks": {"kernels", "mlflow", "pyspark", "databricks", "pyarrow"},
+    "databricks": {"kernels", "mlflow", "numpy", "pyspark", "databricks", "pyarrow"},
 }
 EXTRAS = {  # imported on use, in this file only
+    "databricks/commit.py": {"deltalake"},
+    "databricks/register.py": {"pandas"},
+    "databricks/resolve.py": {"xgboost", "yaml"},
+    "databricks/tables.py": {"deltalake"},
     "kernels/__main__.py": {"pandas", "pyarrow"},
     "kernels/export.py": {"gguf"},
+    "kernels/mlflow_model.py": {"mlflow"},
     "kernels/onnx_backend.py": {"onnx"},
     "kernels/onnx_graph.py": {"onnx"},
     "kernels/onnx_ops.py": {"onnx"},
     "kernels/onnxruntime_engine.py": {"onnxruntime"},
     "kernels/sklearn_models.py": {"pandas", "skl2onnx"},
     "kernels/verify.py": {"joblib", "lightgbm", "onnxruntime", "sklearn", "xgboost"},
+    "server/scoring_tables.py": {"pyarrow"},
 }
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-           for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}
+           for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if path.parent.name != "notebooks"}
 
 
 def imports(node: ast.AST, on_use: bool = True) -> set[str]:

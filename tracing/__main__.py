@@ -80,7 +80,8 @@ def judge_options(p: Parser) -> None:
 
 def validate_options(p: Parser) -> None:
     p.add_argument("models", type=Path, nargs="*", metavar="MODEL",
-                   help="model files (default: the one that is shipped)")
+                   help="what 'python -m server' serves: model files, MLflow's folders and addresses (default: the one"
+                        " that is shipped)")
     p.add_argument("--policy", action="append", default=[], metavar="NAME|FILE",
                    help="may be repeated (default: sovereign and steady)")
     p.add_argument("--report", type=Path, metavar="FILE", help="write a page for a browser")
@@ -89,6 +90,7 @@ def validate_options(p: Parser) -> None:
                    help="folder for the trace (default: %(default)s)")
     p.add_argument("--sandbox", action="store_true", help="with the server's own seccomp filter")
     p.add_argument("--no-native", action="store_true", help="with the server in Python, without compiled code")
+    p.add_argument("--allow-pickle", action="store_true", help="with MLflow's models that are pickles or code")
     isolated_option(p)
 
 

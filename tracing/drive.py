@@ -18,7 +18,7 @@ TIMEOUT_S = 10.0
 STEADY = 1500  # requests of the one steady client; the policy wants 1,000 after the first 64
 CROWD, EACH = 6, 30  # connections at once, and requests on each
 JSON = {"Content-Type": "application/json"}
-PREDICT = "/v1/predict"
+PREDICT, SCORE = "/v1/predict", "/invocations"
 
 
 class Exchange(NamedTuple):
@@ -55,6 +55,9 @@ class Target:
         features = self.model.get("features") or [{}] * int(self.model["n_features"])
         self.row: list[float | str] = [usual_value(feature) for feature in features]
         self.name = str(self.model.get("id") or self.model["name"])
+        names = [feature.get("name") for feature in features]
+        self.table: dict[str, object] = ({"instances": [self.row]} if None in names else
+                                         {"dataframe_split": {"columns": names, "data": [self.row]}})
 
     def connect(self) -> socket.socket:
         connection = socket.create_connection((self.host, self.port), TIMEOUT_S)
@@ -115,6 +118,13 @@ def post(fields: dict[str, object] | bytes, headers: dict[str, str] | None = Non
     return send
 
 
+def score(make: Callable[[Target], object], content_type: str = JSON["Content-Type"]) -> Callable[[Target], int]:
+    """A request of MLflow's protocol."""
+    def send(target: Target) -> int:
+        return target.ask("POST", SCORE, json.dumps(make(target)).encode(), {"Content-Type": content_type})[0]
+    return send
+
+
 def raw(make: Callable[[Target], bytes], parts: int = 1) -> Callable[[Target], int]:
     return lambda target: target.raw(make(target), parts)
 
@@ -142,6 +152,9 @@ EXCHANGES = [
     Exchange("in 40 segments", raw(lambda t: request_bytes(t, t.predict()), 40), GOOD),
     Exchange("a chunked body", raw(chunked), GOOD),
     Exchange("Expect: 100-continue", raw(lambda t: request_bytes(t, t.predict(), "Expect: 100-continue\r\n")), GOOD),
+    Exchange("a table as MLflow has it", score(lambda t: t.table), GOOD),
+    Exchange("a table that is none", score(lambda t: {"dataframe_split": 1}), BAD),
+    Exchange("a table in another form", score(lambda t: t.table, "text/csv; charset=latin-1"), BAD),
     Exchange("no model of that name", post({"model": "no-such-model"}), BAD),
     Exchange("not JSON", post(b"{inputs"), BAD),
     Exchange("no inputs", post(b"{}"), BAD),

@@ -79,7 +79,7 @@ def traced_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tr
         preflight.prepare(profile_for(policies))
     except TraceError as reason:
         pytest.fail(f"nothing can be judged here: {reason}", pytrace=False)
-    validate.compile_ahead(asked.models)
+    validate.compile_ahead(asked.models, asked.options)
     command = [sys.executable, "-m", "server", *asked.models, "--port", "0", *asked.options]
     with (tmp_path / "stderr").open("wb+") as stderr, record.start(
             command, profile=profile_for(policies), path=tmp_path / "server.trace", stdout=subprocess.PIPE,

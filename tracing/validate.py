@@ -24,7 +24,7 @@ from tracing.judge import Judgement
 from tracing.policy import PROFILES, Policy, load_all, profile_for
 
 DEFAULT_POLICIES = ("sovereign", "steady")
-READY_S, STOP_S = 60.0, 20.0
+READY_S, STOP_S = 120.0, 20.0  # finding a model at one of MLflow's addresses takes 30 s, traced
 
 
 class Validation(NamedTuple):
@@ -42,7 +42,7 @@ def validate(models: Sequence[str], policies: Sequence[Policy], trace: Path,
     Raises TraceError where the server does not start or cannot be traced.
     """
     began = time.monotonic()
-    compile_ahead(models)
+    compile_ahead(models, options)
     command = [sys.executable, "-m", "server", *models, "--port", "0", *options]
     with tempfile.TemporaryFile() as stderr:
         start = time.monotonic()
@@ -70,9 +70,10 @@ def drive_to_its_end(url: str) -> Driven:
         return Driven(wrong=[f"the drive broke off: {type(error).__name__}: {error}"])
 
 
-def compile_ahead(models: Sequence[str]) -> None:
+def compile_ahead(models: Sequence[str], options: Sequence[str] = ()) -> None:
     """What a server compiles the first time on a machine belongs to no trace."""
-    done = subprocess.run([sys.executable, "-m", "server", "warm", *models], capture_output=True, text=True)
+    command = [sys.executable, "-m", "server", "warm", *models, *["--allow-pickle"] * ("--allow-pickle" in options)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise TraceError(f"the server cannot be prepared: {last_line(done.stderr)}")
 
@@ -127,7 +128,8 @@ def main(options: Namespace) -> int:
         record.make_private(options.out)
     except OSError as error:
         raise TraceError(f"{options.out}: {error.strerror}") from None
-    server = ["--sandbox"] * options.sandbox + ["--no-native"] * options.no_native
+    server = (["--sandbox"] * options.sandbox + ["--no-native"] * options.no_native
+              + ["--allow-pickle"] * options.allow_pickle)
     try:
         validation = validate([str(model) for model in options.models], policies, options.out / "validate.trace",
                               options=server)

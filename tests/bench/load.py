@@ -34,13 +34,19 @@ class Load(NamedTuple):
 def run(server: Running, connections: int, cores: Sequence[int], rows: Sequence[Sequence[float]] = (ROW,),
         seconds: int = SECONDS) -> Load:
     """Load a server through keep-alive `connections` from these cores with requests for `rows`."""
+    return post(server, connections, cores, "/v1/predict", body_of(rows), seconds)
+
+
+def post(server: Running, connections: int, cores: Sequence[int], path: str, content: bytes,
+         seconds: int = SECONDS) -> Load:
+    """As `run`, with any JSON to any path."""
     wrk = need("wrk", "Debian: apt-get install wrk")
     with tempfile.NamedTemporaryFile(prefix="body-") as body:
-        body.write(body_of(rows))
+        body.write(content)
         body.flush()
         before = _busy_s(server.pid)
         done = subprocess.run([*on_cores(cores), wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s",
-                               "-s", str(SOURCES / "predict.lua"), f"http://127.0.0.1:{server.port}/v1/predict",
+                               "-s", str(SOURCES / "predict.lua"), f"http://127.0.0.1:{server.port}{path}",
                                "--", body.name], capture_output=True, text=True, check=True)
         server_s, client_s, all_s = (after - b for after, b in zip(_busy_s(server.pid), before))
     found = json.loads(done.stdout.splitlines()[-1])

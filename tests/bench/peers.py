@@ -168,7 +168,7 @@ def testigo(cores: Sequence[int], *args: str, native: bool = True, env: dict[str
 @contextmanager
 def peer(name: str, cores: Sequence[int]) -> Iterator[Running]:
     """A peer on these cores. Raises Missing."""
-    port = _free_port()
+    port = serving.free_port()
     command = [*on_cores(cores), *PEERS[name](port)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -179,12 +179,6 @@ def peer(name: str, cores: Sequence[int]) -> Iterator[Running]:
     finally:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _wait_until_it_listens(process: subprocess.Popen, port: int) -> None:

@@ -1,13 +1,14 @@
 """Models that say back what they were given: for tests of how rows get to a model, whatever it may be.
 
 The rule to keep: a number comes out for every number that goes in, so that no two rows are answered alike.
-`python -m tests.server.stand_in` serves them.
+`python -m tests.server.stand_in [small] [frame NAME]` serves them; with a frame its model is the default one.
 """
 
 import functools
 import json
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import types
@@ -16,6 +17,7 @@ import kernels
 from kernels import simd
 from kernels.compiled import cfunc
 from kernels.native import NativeModel
+from server.schema import Schema
 
 MISSING = -0.25  # comes out where nothing goes in
 
@@ -80,6 +82,14 @@ class StandIn:
         if np.isnan(rows[:, ~self.takes_missing_in]).any():
             raise kernels.ModelError("missing")
         return np.where(np.isnan(rows), MISSING, rows)
+
+    def encode(self, cells: np.ndarray) -> np.ndarray:
+        """(n, n_features) objects → float64: a string's place, NaN for None. ValueError where a number is expected."""
+        places = [None if texts is None else {text: i for i, text in enumerate(texts)}
+                  for texts in self.signature.categories or ()]
+        return np.array([[np.nan if cell is None else float(cell) if place_of is None else
+                          place_of.get(cell, self.signature.unknown) for cell, place_of in zip(row, places)]
+                         for row in cells.tolist()])
 
     def native(self) -> NativeModel | None:
         if not self.native_too:
@@ -168,16 +178,84 @@ def stand_ins(large: bool = True) -> list[StandIn]:
     ]
 
 
+# --- frames -------------------------------------------------------------------------------------
+
+class Frame(NamedTuple):
+    """A model and its schema as MLmodel has it."""
+
+    model: StandIn
+    schema: Schema
+    is_hot: bool  # whether the hot path answers for it at /invocations
+
+
+def frame(model: StandIn, columns: str | list[dict] | None = None, flavor: str = "", is_hot: bool = True,
+          **more) -> Frame:
+    """`columns`: "name:type …", the inputs as MLmodel has them, or None for a plain file; `more`: as `Schema.of`."""
+    if isinstance(columns, str):
+        columns = [dict(zip(("name", "type"), column.split(":"))) for column in columns.split()]
+    mlflow = None if columns is None and not more else {"inputs": columns, **more}
+    return Frame(model, Schema.of(mlflow, model, flavor), is_hot)
+
+
+def flag(default: bool) -> dict:
+    return {"name": "return_probabilities", "type": "boolean", "default": default, "shape": None}
+
+
+def tensor(dtype: str, *shape: int) -> list[dict]:
+    return [{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}]
+
+
+def frames() -> dict[str, Frame]:
+    """Models and schemas that differ in all that /invocations depends on, by name."""
+    odd_names, unnamed = ("größe", "", 'say "no"', "a\\b"), [{"type": "double"}] * 3
+    shop = stand_in("frame", "amount colour hour ratio country count", categories={1: COLOURS, 4: ("DE", "FR")},
+                    missing=(0, 1, 3), unknown=-1.0, n_classes=4)
+    abc, nameless, two = (stand_in("frame", names, missing=(0,), n_classes=2) for names in ("a b c", 3, "a b"))
+    to_abc = "a:double b:double c:double"
+    return {
+        "typed": frame(shop, "count:integer hour:long country:string amount:double colour:string ratio:float"),
+        "names": frame(stand_in("frame", odd_names), [{"type": "double", "name": name} for name in odd_names[::-1]]),
+        "ours": frame(shop), "plain": frame(nameless), "one": frame(stand_in("frame", "x")),
+        "usual": frame(abc, to_abc, "sklearn"), "lost": frame(nameless, "x:double y:float z:long", "sklearn"),
+        "renamed": frame(abc, "x:double y:double z:double", "xgboost"),
+        "place": frame(abc, "c:double a:double b:double", "lightgbm"),
+        "unnamed": frame(abc, unnamed, "sklearn"), "booster": frame(abc, unnamed, "xgboost", is_hot=False),
+        "float64": frame(nameless, tensor("float64", -1, 3), "sklearn"),
+        "float32": frame(nameless, tensor("float32", -1, 3), "sklearn"),
+        "int64": frame(abc, tensor("int64", -1, 3), "sklearn"), "int32": frame(nameless, tensor("int32", -1, 3)),
+        "uint8": frame(nameless, tensor("uint8", -1, 3), is_hot=False),
+        "cube": frame(nameless, tensor("float64", -1, 3, 1), is_hot=False),
+        "labels": frame(stand_in("frame", "a b", classes=("no", 'a "quoted" ü')), "b:double a:double"),
+        "truths": frame(stand_in("frame", "a b", classes=(0, 1)), "a:double b:double", is_hot=False,
+                        outputs=[{"type": "boolean"}]),
+        "several": frame(stand_in("frame", "a b", n_outputs=5), "a:double b:double"),
+        "boolean": frame(two, "a:double b:boolean", is_hot=False),
+        "text": frame(two, "a:double b:string", is_hot=False),
+        "extra": frame(two, "a:double b:double c:double", is_hot=False),
+        "onnx": frame(two, "a:double b:double", "onnx", is_hot=False),
+        "free": frame(two, None, "sklearn", is_hot=False, outputs=None),
+        "proba": frame(abc, to_abc, "sklearn", is_hot=False, predict_fn="predict_proba"),
+        "ours, packaged": frame(abc, to_abc, "testigo", params=[flag(False)]),
+        "ours, for probabilities": frame(abc, to_abc, "testigo", is_hot=False, params=[flag(True)]),
+        "slow": frame(stand_in("frame", "a b", native=False), "a:double b:double", is_hot=False),
+    }
+
+
 def main(arguments: list[str]) -> None:
-    """Serve these models beside those of the command line; the small ones where the first argument says so."""
+    """Serve these models beside those of the command line."""
     from server import __main__ as command
     from server import models
     small, load = arguments[:1] == ["small"], models.load
+    arguments, first = arguments[small:], []
+    if arguments[:1] == ["frame"]:
+        first, arguments = [frames()[arguments[1]]], arguments[2:]
 
     def load_all(*given) -> models.ServedModels:
-        return models.ServedModels(load(*given).by_name | {model.name: model for model in stand_ins(not small)})
+        by_name = {one.model.name: one.model for one in first} | load(*given).by_name
+        return models.ServedModels(by_name | {model.name: model for model in stand_ins(not small)},
+                                   schemas={one.model.name: one.schema for one in first})
     models.load = load_all
-    command.main(arguments[small:])
+    command.main(arguments)
 
 
 STAND_INS = (sys.executable, "-m", "tests.server.stand_in")

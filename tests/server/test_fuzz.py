@@ -15,7 +15,7 @@ from server.hotpath import (
     ANSWERED, FAILED, INCOMPLETE_BODY, INCOMPLETE_HEAD, SIGNATURE, SLOW, bytes_of,
 )
 from tests import fuzz, serving
-from tests.server.stand_in import STAND_INS, stand_ins
+from tests.server.stand_in import STAND_INS, frames, stand_ins
 
 pytestmark = pytest.mark.core
 CORPUS = fuzz.corpus(with_models=False, others=stand_ins(large=False))
@@ -41,6 +41,17 @@ def test_mutated_requests_show_nothing_wrong_whole_and_split_at_every_byte(fuzze
     assert fuzzer.outcomes[ANSWERED] > 3_000 and fuzzer.outcomes[SLOW] > 8_000
     assert fuzzer.outcomes[INCOMPLETE_HEAD] > 100 and fuzzer.outcomes[INCOMPLETE_BODY] > 100
     assert fuzzer.n_compared > 300
+
+
+@pytest.mark.parametrize("name", ["typed", "names", "int32"])
+def test_mutated_frames_show_nothing_wrong_whole_and_split_at_every_byte(name: str):
+    frame = frames()[name]
+    with fuzz.Paths(received_bytes=4096, first=frame) as paths:
+        fuzzer = fuzz.Fuzzer(paths, split=True)
+        for requests in fuzz.batches(5_000, 1, fuzz.frame_corpus(frame)):
+            fuzzer.run(requests)
+    assert fuzzer.outcomes[ANSWERED] > 500 and fuzzer.outcomes[SLOW] > 1_500
+    assert fuzzer.n_compared > 50
 
 
 def test_mutated_requests_over_sockets_get_the_python_path_s_answers(paths: fuzz.Paths):

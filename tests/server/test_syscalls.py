@@ -1,6 +1,7 @@
 """System calls of the hot path, counted by strace: two a request, and nothing else that grows with requests."""
 
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def ask(client: serving.Client, n: int, data: bytes = PREDICT) -> None:
         assert client.ask(data).status == 200
 
 
-def steady_calls(trace: Trace, client: serving.Client, once) -> tuple[list[Call], float]:
+def steady_calls(trace: Trace, client: serving.Client, once, warm_up: bytes = PREDICT) -> tuple[list[Call], float]:
     """The calls from the end of a warm-up to the end of N requests, each made by `once`; and the seconds it took.
 
     A worker gives back a connection that is silent for half a second: when this process had to wait
@@ -45,7 +46,7 @@ def steady_calls(trace: Trace, client: serving.Client, once) -> tuple[list[Call]
     """
     for _ in range(3):
         sent = trace.count("sendto")
-        ask(client, WARM_UP)
+        ask(client, WARM_UP, warm_up)
         first = trace.wait_for("sendto", sent + WARM_UP)
         start = time.monotonic()
         for _ in range(N):
@@ -79,7 +80,7 @@ def check_two_calls(requests: list[bytes], *files: str | Path, command=serving.C
     turns = itertools.cycle(requests)
     with (serving.start(*files, command=command) as server, traced(server.pid) as trace,
           server.connect() as client):
-        calls, _ = steady_calls(trace, client, lambda: ask(client, 1, next(turns)))
+        calls, _ = steady_calls(trace, client, lambda: ask(client, 1, next(turns)), requests[0])
     assert split(calls)[0] == ONE_REQUEST * N
 
 
@@ -101,6 +102,15 @@ def test_models_of_other_libraries_cost_the_same(tmp_path):
         serving.predict_request([[1, 2, 3]] * 10, model="price"),
         serving.predict_request([{f"feature {i}": i for i in range(40)}], model="forty"),
     ], kernels.DEFAULT_MODEL, shop, three, price, forty)
+
+
+def test_frames_of_mlflow_s_protocol_cost_the_same():
+    columns, cells = ["colour", "amount", "count", "hour", "ratio", "country"], ["grün", None, 7, 8, 0.5, "DE"]
+    bodies = ({"dataframe_split": {"columns": columns, "data": [cells]}},
+              {"dataframe_records": [dict(zip(columns, cells))] * 2},
+              {"dataframe_split": {"index": [0, 1], "columns": columns, "data": [cells] * 2}})
+    check_two_calls([serving.request("POST", "/invocations", json.dumps(body).encode()) for body in bodies],
+                    command=(*STAND_INS, "small", "frame", "typed"))
 
 
 def test_other_threads_work_by_the_second_not_by_the_request():

@@ -29,7 +29,7 @@ def test_server_passes_and_the_reports_say_so(tmp_path):
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
     assert lines[-1].startswith("PASS sovereign, steady: 5 of 5 assertions hold")
-    assert re.search(r"1,7\d\d requests to 9 endpoints, 0 answered otherwise", done.stdout)
+    assert re.search(r"1,7\d\d requests to 12 endpoints, 0 answered otherwise", done.stdout)
     assert "sovereign: " in lines[0] and " × (" in lines[0]  # what recording costs
     assert "PASS" in (tmp_path / "report.html").read_text("utf-8")
     cases = ET.parse(tmp_path / "out.xml").getroot().iter("testcase")
