@@ -1,0 +1,362 @@
+"""The batch job with Spark, for what outgrows one machine: what `arrow_engine` does, with the same results.
+
+The rule to keep: on a local file system Spark writes beside the tables and `commit` makes them appear; elsewhere only
+what Spark itself writes exactly once is taken: tables that are overwritten whole, and Delta's transactions.
+"""
+
+import functools
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, DataFrameWriter, Observation, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructField, StructType
+
+from databricks import commit
+from databricks.job import Job, Progress, Summary
+from databricks.scoring import REASON, ROW, BatchError, Scorer
+from databricks.spark_scoring import CSV, first_line, is_of_spark, kept, need_delta, prepare, score, scored
+from databricks.spark_stream import score_stream
+from databricks.tables import SUFFIXES, Table, open_table
+
+__all__ = ["run", "score", "score_stream"]
+
+ODD = "_odd"  # the text of a row of CSV that has other columns than the header
+ODD_REASON = "the row has another number of columns than the file's header"
+READ_CSV = CSV | {"multiLine": "true", "columnPruning": "false", "columnNameOfCorruptRecord": ODD}
+GROUP = "spark.jobGroup.id"  # of jobs that a thread starts
+CHECKED_ROWS = 1000  # of text, whose columns must hold a number
+# Where one of these is set, somebody else says which Spark this is.
+PLACES = ("SPARK_HOME", "SPARK_REMOTE", "PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "DATABRICKS_RUNTIME_VERSION")
+LOCAL: dict[str, bool | float | int | str | None] = {
+    "spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.log.level": "FATAL",
+    "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+
+
+def run(job: Job, progress: Progress | None = None) -> Summary:
+    """Score all rows of the job's input into its output and its rejects, paths or names of tables.
+
+    Raises BatchError, before anything is written, for columns, types, tables and modes that do not fit, and with
+    Spark's first line where Spark gives up; ModelError and OSError for a model that cannot be loaded.
+    """
+    progress, start = progress or Progress(None), time.monotonic()
+    job = _with_places(job)
+    with _session(job.threads) as spark:
+        try:
+            return _run(spark, job, progress, start)
+        except Exception as error:
+            if not is_of_spark(error):
+                raise
+            raise BatchError(f"Spark: {first_line(error)}") from error
+
+
+def _run(spark: SparkSession, job: Job, progress: Progress, start: float) -> Summary:
+    source = _open(spark, job)
+    scorer = Scorer(job.model, columns=job.columns, key=job.key, prediction_column=job.prediction_column,
+                    text=source.text, whole_keys=job.mode == "merge")
+    local = [path for path in (job.rejects, job.output) if job.format != "delta" and _is_local(spark, path)]
+    if source.table is not None:
+        source.table.check(scorer.check, job.key)
+    rows = _scored(job, source, scorer)  # which checks what Spark makes of the columns
+    _check(spark, job, source, scorer, local)
+    identity = _identity(job, source, scorer)
+    _say_compiled(progress, scorer.model.name, prepare(spark, scorer))
+    with ExitStack() as stack:
+        folders = {path: stack.enter_context(commit.staging(Path(path))) for path in local}
+        if job.mode == "append" and job.output in local and commit.is_committed(job, identity):
+            return Summary(0, 0, time.monotonic() - start, repeated=True)
+        staged = {path: folder / f"rows-{uuid.uuid4().hex}" for path, folder in folders.items()}
+        counts = _write(spark, job, rows, staged, identity, progress, source)
+        for path in local:
+            _commit(job, identity, staged[path], Path(path), job.mode)
+    return Summary(counts["rows"], counts["rejects"], time.monotonic() - start)
+
+
+# ---- where ---------------------------------------------------------------------------------------------------
+
+@contextmanager
+def _session(threads: int) -> Iterator[SparkSession]:
+    """The session that there is, or one on this machine with so many tasks at once, which ends with the job."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
+        found = SparkSession.getActiveSession()
+        if found is not None or any(name in os.environ for name in PLACES):
+            yield found or SparkSession.builder.appName("testigo batch").getOrCreate()
+            return
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        builder = SparkSession.builder.master(f"local[{threads}]").appName("testigo batch")
+        spark = builder.config(map=LOCAL).getOrCreate()
+        try:
+            yield spark
+        finally:
+            spark.stop()
+
+
+def _with_places(job: Job) -> Job:
+    """The job with paths of this machine without `file:`, and with a table's name for the rejects of a table."""
+    rejects = job.rejects
+    if _is_table(job.output) and rejects == f"{job.output}-rejects":
+        rejects = f"{job.output}_rejects"
+    return replace(job, input=_plain(job.input), output=_plain(job.output), rejects=_plain(rejects))
+
+
+def _plain(path: str) -> str:
+    return re.sub("^file:(//)?(?=/)", "", path)
+
+
+def _is_table(path: str) -> bool:
+    """Whether this is a table's name: catalog.schema.table or schema.table, and neither a file nor its name."""
+    return (re.fullmatch(r"\w+\.\w+(\.\w+)?", path) is not None and Path(path).suffix not in SUFFIXES
+            and not Path(path).exists())
+
+
+def _is_local(spark: SparkSession, path: str) -> bool:
+    """Whether Spark takes this path for one of this machine's."""
+    return not _is_table(path) and not re.match(r"[\w+.-]+:/", path) and _default_files(spark).startswith("file:")
+
+
+def _default_files(spark: SparkSession) -> str:
+    try:
+        return str(spark.sparkContext._jsc.hadoopConfiguration().get("fs.defaultFS"))
+    except PySparkException:
+        return ""  # Spark Connect is on another machine
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of the input; `table` is how `tables` sees them where they are on this machine."""
+
+    df: DataFrame
+    text: bool = False  # all columns are strings
+    table: Table | None = None
+
+
+def _open(spark: SparkSession, job: Job) -> Source:
+    if _is_table(job.input):
+        return Source(spark.table(job.input))
+    if not _is_local(spark, job.input):
+        return _open_elsewhere(spark, job.input)
+    table, path = open_table(job.input), "file:" + re.sub(r"([\\\[\]{}*?])", r"\\\1", str(Path(job.input).resolve()))
+    if table.kind == "delta":
+        need_delta(spark)
+        return Source(spark.read.format("delta").load(path), table=table)
+    if table.text:
+        return Source(_csv(spark, path, table.schema.names), True, table)
+    return Source(spark.read.parquet(path), table=table)
+
+
+def _open_elsewhere(spark: SparkSession, path: str) -> Source:
+    if path.lower().endswith(".csv"):
+        return Source(_csv(spark, path, spark.read.options(**READ_CSV).csv(path).columns), True)
+    with suppress(Exception):  # it is no Delta table, or there is no Delta Lake
+        found = Source(spark.read.format("delta").load(path))
+        found.df.schema  # Spark Connect looks when the schema is asked for
+        return found
+    return Source(spark.read.parquet(path))
+
+
+def _csv(spark: SparkSession, path: str, names: list[str]) -> DataFrame:
+    schema = StructType([StructField(name, StringType()) for name in (*names, ODD)])
+    return spark.read.schema(schema).options(**READ_CSV).csv(path)
+
+
+def _identity(job: Job, source: Source, scorer: Scorer) -> str:
+    """Of the job; the files elsewhere are looked at only where it matters, for `append`."""
+    inputs: object = None
+    if source.table is not None:
+        inputs = source.table.identity()
+    elif job.mode == "append":
+        columns = [f"_metadata.file_{what}" for what in ("path", "size", "modification_time")]
+        try:
+            inputs = sorted(map(str, source.df.select(*columns).distinct().collect()))
+        except PySparkException:
+            raise BatchError("--mode append expects files as the input, to know them when the job is run again"
+                             ) from None
+    return job.identity(scorer.digest, inputs)
+
+
+# ---- before the first row ------------------------------------------------------------------------------------
+
+def _check(spark: SparkSession, job: Job, source: Source, scorer: Scorer, local: list[str]) -> None:
+    if scorer.text:
+        batches = source.df.select(*map(_column, scorer.columns)).limit(CHECKED_ROWS).toArrow().combine_chunks()
+        for batch in batches.to_batches():
+            scorer.check_text(batch)
+    if job.format == "delta":
+        need_delta(spark)
+    elif job.mode == "append" and len(local) < 2:
+        raise BatchError(f"--mode append: expected paths on this machine for --format {job.format}; elsewhere only "
+                         "Delta tables can be appended to exactly once")
+    _check_apart(job)
+    if len(local) == 2:
+        keys = _keys_as_arrow(source.df, job.key)
+        commit.check_targets(job, scorer.output_schema(keys), scorer.rejects_schema(keys))
+
+
+def _check_apart(job: Job) -> None:
+    """What is read must not be what is written, nor in it."""
+    read, output, rejects = (Path(path) if _is_table(path) else Path(path).absolute()
+                             for path in (job.input, job.output, job.rejects))
+    if output == rejects or output in rejects.parents or rejects in output.parents:
+        raise BatchError("--rejects: expected a path beside --output, not the same and not inside")
+    for path in (output, rejects):
+        if path == read or path in read.parents or read in path.parents:
+            raise BatchError("--output and --rejects: expected paths apart from --input")
+
+
+def _keys_as_arrow(df: DataFrame, key: tuple[str, ...]) -> pa.Schema:
+    if not key:
+        return pa.schema([])
+    schema = StructType([df.schema[name] for name in key])
+    return df.sparkSession.createDataFrame([], schema).toArrow().schema
+
+
+def _check_unique(rows: DataFrame, key: tuple[str, ...]) -> None:
+    counts = rows.filter(_column(REASON).isNull()).groupBy(*map(_column, key)).count()
+    if not counts.filter(F.col("count") > 1).isEmpty():
+        raise BatchError("--mode merge expects each key once in the input: nothing was written")
+
+
+# ---- scoring and writing -------------------------------------------------------------------------------------
+
+def _scored(job: Job, source: Source, scorer: Scorer) -> DataFrame:
+    """The key columns, the prediction and the reason of every row."""
+    if not source.text:
+        return scored(source.df, scorer, job.key, REASON)
+    rows, odd = scored(source.df, scorer, [*job.key, ODD], REASON), _column(ODD).isNotNull()
+    names = (*job.key, job.prediction_column)
+    reason = F.when(odd, F.lit(ODD_REASON)).otherwise(_column(REASON))
+    return rows.select(*(F.when(~odd, _column(name)).alias(name) for name in names), reason.alias(REASON))
+
+
+def _write(spark: SparkSession, job: Job, rows: DataFrame, staged: dict[str, Path], identity: str, progress: Progress,
+           source: Source) -> dict[str, int]:
+    """Write what is scored and what is not, the latter first → the number of all "rows" and of "rejects"."""
+    seen, is_bad = Observation(), _column(REASON).isNotNull()
+    without_key = [] if job.key else [F.lit(None).cast("bigint").alias(ROW)]
+    with kept(rows), _progress(spark, progress, None if source.table is None else source.table.n_rows):
+        if job.mode == "merge":
+            _check_unique(rows, job.key)
+        watched = rows.observe(seen, F.count(F.lit(1)).alias("rows"), F.count(_column(REASON)).alias("rejects"))
+        bad = watched.filter(is_bad).select(*without_key, *map(_column, (*job.key, REASON)))
+        mode_of_rejects = "overwrite" if job.mode == "merge" else job.mode
+        _save(job, bad, job.rejects, staged.get(job.rejects), identity, mode_of_rejects)
+        good = rows.filter(~is_bad).drop(REASON)
+        _save(job, good, job.output, staged.get(job.output), identity, job.mode)
+    return seen.get
+
+
+def _save(job: Job, rows: DataFrame, target: str, staged: Path | None, identity: str, mode: str) -> None:
+    writer = rows.write.format(job.format).options(**CSV if job.format == "csv" else {})
+    if staged is not None:
+        return writer.save(f"file:{staged}")
+    if mode == "merge" and _merge(job, rows, target):
+        return
+    if mode == "append":
+        writer = writer.options(txnAppId=commit.APP + identity, txnVersion=1)
+    elif job.format == "delta":
+        writer = writer.option("overwriteSchema", "true")
+    _save_to(writer.mode("append" if mode == "append" else "overwrite"), target)
+
+
+def _save_to(writer: DataFrameWriter, target: str) -> None:
+    writer.saveAsTable(target) if _is_table(target) else writer.save(target)
+
+
+def _merge(job: Job, rows: DataFrame, target: str) -> bool:
+    """Merge into a Delta table; False where there is none yet."""
+    spark, source = rows.sparkSession, f"testigo_{uuid.uuid4().hex}"
+    table = target if _is_table(target) else f"delta.{_quoted(target)}"
+    try:
+        spark.sql(f"DESCRIBE DETAIL {table}").head()
+    except PySparkException:
+        return False
+    rows.createOrReplaceTempView(source)
+    on = " AND ".join(f"target.{_quoted(name)} = source.{_quoted(name)}" for name in job.key)
+    spark.sql(f"MERGE INTO {table} AS target USING {source} AS source ON {on} "
+              "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *")
+    return True
+
+
+def _commit(job: Job, identity: str, staged: Path, target: Path, mode: str) -> None:
+    """Make the files that Spark wrote part of the table at `target`, or all of it.
+
+    The file that tells that this job is in the table, the one without a number, comes last: a job that died before that
+    left numbered files, which it replaces when it is run again.
+    """
+    first, *others = sorted(path for path in staged.iterdir() if path.name.startswith("part-"))
+    names = {path: f"part-{identity}-{i:05}.{job.format}" for i, path in enumerate(others, 1)}
+    names[first] = f"part-{identity}.{job.format}"
+    for path in names:
+        commit.sync(path)
+    folder = target if mode == "append" else staged.with_name(f"{staged.name}-complete")
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob(f"part-{identity}*"):
+        old.unlink()
+    for path, name in names.items():
+        path.replace(folder / name)
+    commit.sync(folder)
+    if mode != "append":
+        commit.exchange(folder, target)
+
+
+def _column(name: str) -> Column:
+    return F.col(_quoted(name))
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+# ---- telling -------------------------------------------------------------------------------------------------
+
+def _say_compiled(progress: Progress, name: str, seconds: dict[str, float]) -> None:
+    if seconds:
+        progress.say(f"{name}: kernels compiled, or read from the cache, after {max(seconds.values()):.1f} s on "
+                     f"{len(seconds)} machine{'s' * (len(seconds) > 1)}")
+
+
+@contextmanager
+def _progress(spark: SparkSession, progress: Progress, n_rows: int | None) -> Iterator[None]:
+    """Tell how many rows are done, by the tasks that are, while Spark works; Spark Connect does not say."""
+    progress.total, progress.started = n_rows, time.monotonic()
+    try:
+        context = spark.sparkContext
+    except PySparkException:
+        yield
+        return
+    before, group, over = context.getLocalProperty(GROUP), f"testigo-{uuid.uuid4().hex}", threading.Event()
+    context.setLocalProperty(GROUP, group)
+    watcher = threading.Thread(target=functools.partial(_watch, context.statusTracker(), group, progress, over))
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        context.setLocalProperty(GROUP, before)  # type: ignore[arg-type]  # None: no group
+
+
+def _watch(tracker, group: str, progress: Progress, over: threading.Event) -> None:
+    """Of the first job of the group, in which the rows are scored."""
+    while progress.total and not over.wait(0.5):
+        jobs = tracker.getJobIdsForGroup(group)
+        info = tracker.getJobInfo(min(jobs)) if jobs else None
+        stages = [tracker.getStageInfo(stage) for stage in (info.stageIds if info and info.status == "RUNNING" else ())]
+        tasks = sum(stage.numTasks for stage in stages if stage)
+        done = sum(stage.numCompletedTasks for stage in stages if stage)
+        if tasks:
+            progress.update(progress.total * done // tasks)

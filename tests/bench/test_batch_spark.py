@@ -1,0 +1,99 @@
+"""The goal of batch scoring with Spark: a Parquet table to a Parquet table, against `mlflow.pyfunc.spark_udf` of the
+original model, in the same session.
+
+The rule to keep: both read, score and write in the time that is measured, with the features of both given by name; the
+peer, slower, gets fewer rows of the same table, in as many tasks at once, and rows a second are compared. Answers are
+compared first, and the peers take turns.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import kernels
+from tests.bench.conftest import Goal
+from tests.bench.tabular_models import N_FEATURES, trained
+from tests.databricks.spark import MARKS, spark  # noqa: F401  a fixture
+
+pytest.importorskip("mlflow")
+
+from pyspark.sql import DataFrame  # noqa: E402
+from pyspark.sql import functions as F  # noqa: E402
+
+from databricks import spark_engine  # noqa: E402
+
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore")]  # mlflow warns of much that is its own
+FILE_ROWS, OUR_FILES, THEIR_FILES, ROUNDS, TOLERANCE = 250_000, 8, 2, 3, 0.05
+NAMES = [f"f{i}" for i in range(N_FEATURES)]
+FOREST, BOOSTER = "RandomForest 200 × depth 12", "LightGBM 200 × 63 leaves"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Files of FILE_ROWS rows each."""
+    folder, random, paths = tmp_path_factory.mktemp("spark-batch"), np.random.default_rng(0), []
+    for i in range(OUR_FILES):
+        columns = {"id": np.arange(i * FILE_ROWS, (i + 1) * FILE_ROWS)}
+        columns |= {name: random.normal(size=FILE_ROWS) for name in NAMES}
+        paths.append(str(folder / f"{i}.parquet"))
+        pq.write_table(pa.table(columns), paths[-1])
+    return paths
+
+
+def saved(name: str, folder: Path) -> tuple[Path, str, str]:
+    """(our file, MLflow's folder of the original, its result's type)."""
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    estimator, theirs = trained(name).estimator.set_params(n_jobs=1), str(folder / "mlflow")  # a task has one core
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if name == BOOSTER:
+            import mlflow.lightgbm
+            mlflow.lightgbm.save_model(estimator.booster_, theirs, pip_requirements=[])
+            return trained(name).own, theirs, "double"
+        import mlflow.sklearn
+        mlflow.sklearn.save_model(estimator, theirs, serialization_format="cloudpickle", pip_requirements=[])
+    kernels.save(kernels.from_sklearn(estimator), folder / "forest.gguf")
+    return folder / "forest.gguf", theirs, "long"
+
+
+def seconds(scored: DataFrame, output: Path) -> float:
+    start = time.perf_counter()
+    scored.write.mode("overwrite").parquet(str(output))
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("name", [FOREST, BOOSTER])
+def test_speed_over_spark_udf_of_the_original(goals, spark, files, tmp_path, name):  # noqa: F811
+    import mlflow.pyfunc
+    file, uri, result_type = saved(name, tmp_path)
+    udf = mlflow.pyfunc.spark_udf(spark, uri, result_type=result_type, env_manager="local")
+
+    def ours(paths: list[str]) -> DataFrame:
+        return spark_engine.score(spark.read.parquet(*paths), file, NAMES, key=["id"])
+
+    def theirs(paths: list[str]) -> DataFrame:
+        return spark.read.parquet(*paths).select("id", udf(F.struct(*NAMES)).alias("prediction"))
+
+    def answers(make: Callable[[list[str]], DataFrame], output: Path) -> pandas.DataFrame:
+        seconds(make(files[:1]), output)  # and this starts the workers, compiles, and loads the models
+        return pq.read_table(output, columns=["id", "prediction"]).to_pandas().set_index("id").sort_index()
+
+    both = [answers(make, tmp_path / "out")["prediction"].to_numpy() for make in (ours, theirs)]
+    assert len(both[0]) == FILE_ROWS and np.allclose(*both, rtol=0, atol=1e-12)
+    found, us = [], []
+    for _ in range(ROUNDS):
+        their_s = seconds(theirs(files[:THEIR_FILES]), tmp_path / "out") / (THEIR_FILES * FILE_ROWS)
+        our_s = seconds(ours(files), tmp_path / "out") / (OUR_FILES * FILE_ROWS)
+        found.append(their_s / our_s)
+        us.append((their_s * 1e6, our_s * 1e6))
+    goals.note(f"  {name} in Spark: spark_udf {min(one[0] for one in us):.1f} µs a row of "
+               f"{THEIR_FILES * FILE_ROWS:,}, ours {min(one[1] for one in us):.2f} of {OUR_FILES * FILE_ROWS:,}")
+    goals.check((f"Parquet to Parquet in Spark, {name}, speed over spark_udf", found, Goal("≥", 5, TOLERANCE)))
