@@ -17,6 +17,14 @@ def before_mlflow() -> None:
     os.environ.update(ENVIRONMENT)
 
 
+def take_stdin() -> BinaryIO:
+    """This process's stdin, for requests alone: what a model's code, or a process that it starts, reads is empty."""
+    requests, nothing = os.fdopen(os.dup(0), "rb"), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return requests
+
+
 def take_stdout() -> BinaryIO:
     """This process's stdout, for answers alone: what a model's code prints goes to stderr from now on."""
     answers = os.fdopen(os.dup(1), "wb")

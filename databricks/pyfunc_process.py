@@ -77,9 +77,8 @@ def log_failure(error: BaseException) -> None:
     print("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__, file=sys.stderr, flush=True)
 
 
-def read_requests(requests: "queue.Queue[tuple[str, bytes]]") -> None:
+def read_requests(source: BinaryIO, requests: "queue.Queue[tuple[str, bytes]]") -> None:
     """Queue what comes at stdin; at its end the process ends, because there is nobody to answer."""
-    source = sys.stdin.buffer
     while len(head := source.read(HEAD.size)) == HEAD.size:
         n_type, n_body = HEAD.unpack(head)
         if n_type + n_body > MAX_BYTES:
@@ -95,10 +94,10 @@ def write(answers: BinaryIO, status: int, body: bytes) -> None:
     answers.flush()
 
 
-def serve(folder: str, answers: BinaryIO) -> int:
+def serve(folder: str, source: BinaryIO, answers: BinaryIO) -> int:
     """→ exit status: 3 where the model cannot be loaded; else it never returns."""
     requests: queue.Queue[tuple[str, bytes]] = queue.Queue()
-    threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
+    threading.Thread(target=read_requests, args=(source, requests), daemon=True).start()
     try:
         model = Model(folder)
     except BaseException as error:  # whatever the model's code raises, or exits with
@@ -120,7 +119,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # the server gets them, too, and ends this process when it is done
         signal.signal(number, signal.SIG_IGN)
     child.before_mlflow()
-    return serve(arguments[0], child.take_stdout())
+    return serve(arguments[0], child.take_stdin(), child.take_stdout())
 
 
 if __name__ == "__main__":

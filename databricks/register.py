@@ -28,6 +28,7 @@ import mlflow  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.types.schema import Array, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: E402
+from mlflow.utils import validation  # noqa: E402
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -50,6 +51,9 @@ def log_model(model: str | Path | TabularModel, *, name: str, registered_model_n
     """
     if alias is not None and registered_model_name is None:
         raise ValueError("expected registered_model_name beside alias: an alias is a registered model's")
+    if alias is not None:  # which MLflow itself looks at when the model is registered
+        validation._validate_model_alias_name(alias)
+        validation._validate_model_alias_name_reserved(alias)
     package = package_of(model, input_example)
     info = Model.log(None, package, name=name, registered_model_name=registered_model_name, tags=tags,
                      flavor_name=FLAVOR, validate_serving_input=False)

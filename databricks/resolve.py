@@ -77,6 +77,12 @@ class Saved:
             raise ModelError(f"{self.name}: expected 'data' of MLmodel's {self.flavor} to name a file in its folder")
         return path
 
+    @property
+    def params(self) -> list[str]:
+        """The names of the signature's parameters."""
+        params = self.signature["params"] or ()
+        return [str(param["name"]) for param in params if isinstance(param, dict) and "name" in param]
+
     def checked(self, path: Path, engine: str = "testigo") -> str:
         """The path of a file of one of our formats, which can be loaded."""
         try:
@@ -120,6 +126,9 @@ def _sklearn(saved: Saved) -> str:
 LIGHTGBM_BOOSTER, XGBOOST_BOOSTER = "lightgbm.basic.Booster", "xgboost.core.Booster"
 XGBOOST_ESTIMATORS = [f"xgboost.sklearn.{kind}" for kind in (
     "XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor")]
+# Parameters of its `predict`, which mlflow gives a signature's; the other flavors take none.
+XGBOOST_PARAMS = {"output_margin", "pred_leaf", "pred_contribs", "approx_contribs", "pred_interactions", "base_margin",
+                  "validate_features", "training", "iteration_range", "strict_shape"}
 
 
 def _lightgbm(saved: Saved) -> str:
@@ -132,6 +141,8 @@ def _lightgbm(saved: Saved) -> str:
 
 def _xgboost(saved: Saved) -> str:
     path = saved.data
+    if not XGBOOST_PARAMS.isdisjoint(saved.params):
+        raise Unconvertible("its signature has parameters of xgboost's predict")
     if saved.model_class == XGBOOST_BOOSTER:
         return saved.checked(path)
     if saved.model_class not in XGBOOST_ESTIMATORS:
@@ -166,9 +177,17 @@ def _loaded(load: Callable[[str], Any], saved: Saved) -> Any:
 
 
 def _runs_code(saved: Saved) -> bool:
-    """Whether mlflow runs code of the model's when it loads it: a pickle, or modules that it names or brings."""
+    """Whether mlflow runs code of the model's when it loads it: a pickle, or modules that it names or brings.
+
+    A flavor's loader reads the MLmodel beside the file that `python_function` names, which may be another one; and ONNX
+    Runtime's options may name libraries.
+    """
     is_data = saved.flavor == "onnx" or saved.model_class in (LIGHTGBM_BOOSTER, XGBOOST_BOOSTER, *XGBOOST_ESTIMATORS)
-    return not is_data or any(conf.get("code") for conf in (saved.conf, saved.pyfunc))
+    data, providers, options = (saved.conf.get(key) for key in ("data", "providers", "onnx_session_options"))
+    is_beside = saved.pyfunc.get("data", data) == data and Path(str(data)).name == data
+    has_names_only = all(isinstance(name, str) for name in (providers if isinstance(providers, list) else ()))
+    return not (is_data and is_beside and has_names_only and not options) or any(
+        conf.get("code") for conf in (saved.conf, saved.pyfunc))
 
 
 # --- MLmodel --------------------------------------------------------------------------------------------------
@@ -207,7 +226,7 @@ def _signature(mlmodel: dict) -> dict:
     given = mlmodel.get("signature") or {}
     try:
         return {key: json.loads(given[key]) if given.get(key) else None for key in ("inputs", "outputs", "params")}
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, RecursionError):
         raise ModelError(f"expected a signature of JSON in {MLMODEL}, as MLflow writes it") from None
 
 
@@ -244,7 +263,7 @@ def resolve(source: str, *, allow_pickle: bool = False, folder: Path, engine: st
     OSError for a file that is not there.
     """
     if source.startswith(URIS):
-        directory, name, version = _download(source, folder / "mlflow")
+        directory, name, version = download(source, folder / "mlflow")
     elif Path(source).is_dir():
         directory, name, version = Path(source), Path(source).resolve().name, "1"
     else:
@@ -254,8 +273,8 @@ def resolve(source: str, *, allow_pickle: bool = False, folder: Path, engine: st
     return _of_directory(directory, name, version, folder, allow_pickle, engine)
 
 
-def _download(uri: str, folder: Path) -> tuple[Path, str, str]:
-    """→ (the folder of MLmodel, the model's name, its version)."""
+def download(uri: str, folder: Path) -> tuple[Path, str, str]:
+    """→ (the folder of MLmodel, the model's name, its version). Raises ModelError. Nothing of the model is opened."""
     child.before_mlflow()
     try:
         import mlflow.artifacts

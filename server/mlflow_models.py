@@ -224,21 +224,28 @@ class ProcessModel(kernels.TabularModel):
         kind = content_type.encode("latin-1", "replace")
         if len(kind) + len(body) > MAX_BYTES:
             return refusal(413, "BAD_REQUEST", "The body is too large.")
-        with self._lock:
-            if why := self._start():
-                self._log(f"{self.name}: its process cannot be started again: {why:.400}")
-                return refusal(503, "TEMPORARILY_UNAVAILABLE", "The model's process ended and cannot be started again.")
-            assert self._child is not None
-            deadline = time.monotonic() + ANSWER_S
-            try:
-                self._child.send(HEAD.pack(len(kind), len(body)) + kind + body, deadline)
-                return self._child.receive(deadline)
-            except (Gone, OSError):
-                late = time.monotonic() >= deadline
-                self._log(f"{self.name}: its process {'did not answer in time' if late else 'ended while it answered'}")
-                self._end()
-                with suppress(OSError):  # which the next request will meet
-                    self._spawn()
+        if not self._lock.acquire(timeout=ANSWER_S):
+            return refusal(503, "TEMPORARILY_UNAVAILABLE", "The model is busy with other requests.")
+        try:
+            return self._answer(kind, body)
+        finally:
+            self._lock.release()
+
+    def _answer(self, kind: bytes, body: bytes) -> tuple[int, bytes]:
+        if why := self._start():
+            self._log(f"{self.name}: its process cannot be started again: {why:.400}")
+            return refusal(503, "TEMPORARILY_UNAVAILABLE", "The model's process ended and cannot be started again.")
+        assert self._child is not None
+        deadline = time.monotonic() + ANSWER_S
+        try:
+            self._child.send(HEAD.pack(len(kind), len(body)) + kind + body, deadline)
+            return self._child.receive(deadline)
+        except (Gone, OSError):
+            late = time.monotonic() >= deadline
+            self._log(f"{self.name}: its process {'did not answer in time' if late else 'ended while it answered'}")
+            self._end()
+            with suppress(OSError):  # which the next request will meet
+                self._spawn()
         if late:
             return refusal(504, "DEADLINE_EXCEEDED", "The model did not answer in time.")
         return refusal(500, "INTERNAL_ERROR", "The model's process ended while it answered; another takes its place.")

@@ -23,7 +23,7 @@ from server.event_loop import GONE, LARGE, LATE, Native
 from server.http1 import TRANSITIONS
 from server.listener import SPARE_DESCRIPTORS, Listener
 from server.models import places
-from server.schema import PREDICT, RETURN_PROBABILITIES, THREADS, Column, Schema
+from server.schema import CHECKS_NAMES, PREDICT, RETURN_PROBABILITIES, THREADS, Column, Schema
 
 LOOP_BYTES = 65536  # an event loop's receive buffer: what is larger is received by a worker
 FIRST_WORKERS, SPARE_WORKERS = 8, 16
@@ -256,6 +256,8 @@ def columns_of_features(schema: Schema, model: TabularModel) -> tuple[list[str] 
     by_name = {column.name: column for column in columns}
     if by_name.keys() == set(signature.feature_names or ()) and schema.flavor != "lightgbm":  # else it goes by place
         columns = tuple(by_name[name] for name in signature.feature_names or ())
+    elif schema.named and signature.feature_names is not None and schema.flavor in CHECKS_NAMES:
+        return None
     types, categories = [column.type for column in columns], signature.categories or (None,) * n
     if any(kind not in (layout.COLUMN_TYPES if strings is None else {"string"})
            for kind, strings in zip(types, categories)):

@@ -21,6 +21,7 @@ DTYPES: dict[str, np.dtype] = {
     "datetime": np.dtype("datetime64[ns]")}
 PREDICT, PROBABILITIES, LOG_PROBABILITIES, LABELS = "predict", "predict_proba", "predict_log_proba", "labels"
 BOOSTERS = ("lightgbm", "xgboost")
+CHECKS_NAMES = ("sklearn", "xgboost")  # libraries that refuse columns of other names than they were fitted with
 OURS = "testigo"  # the flavor of a model that databricks/register.py packaged
 RETURN_PROBABILITIES, THREADS = "return_probabilities", "threads"  # its parameters
 
@@ -125,7 +126,9 @@ def _listed(specs: Any) -> Sequence[dict] | None:
 
 
 def _column(spec: dict) -> Column:
-    return Column(spec.get("name"), str(spec["type"]), spec.get("required", not spec.get("optional", False)))
+    name = spec.get("name")
+    required = spec.get("required", not spec.get("optional", False))
+    return Column(None if name is None else str(name), str(spec["type"]), required)
 
 
 def _tensor(spec: dict) -> Tensor:

@@ -18,8 +18,8 @@ import numpy as np
 import kernels
 from server.errors import ApiError
 from server.schema import (
-    DTYPES, LABELS, LOG_PROBABILITIES, PREDICT, PROBABILITIES, RETURN_PROBABILITIES, THREADS, Column, Param, Schema,
-    Tensor,
+    CHECKS_NAMES, DTYPES, LABELS, LOG_PROBABILITIES, PREDICT, PROBABILITIES, RETURN_PROBABILITIES, THREADS, Column,
+    Param, Schema, Tensor,
 )
 from server.scoring_tables import (
     Table, bad_request, cast, cast_to, check_size, enforce, from_csv, from_parquet, from_records, from_split, infer,
@@ -34,6 +34,7 @@ PARAM_TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,), "integer": (int,), "long": (int,), "float": (float, int), "double": (float, int),
     "string": (str,)}
 
+NUMBER_CHARACTERS = 32  # that numpy gives a number among texts
 NO_CATEGORY = "\ud800"  # a number where strings are expected: what no model has among its categories
 # Flavors whose libraries refuse an input without rows, take infinities, and take no column of mixed values.
 NEEDS_ROWS, TAKES_INFINITIES = ("sklearn", "lightgbm"), ("lightgbm", "onnx")
@@ -62,6 +63,8 @@ def invoke(model: Any, schema: Schema, content_type: str | None, body: bytes) ->
     data = fit(data, schema)
     given = check_params(params, schema.params)
     if schema.is_ours and given.get(RETURN_PROBABILITIES):
+        if not model.n_classes:
+            raise bad_request("The parameter 'return_probabilities' must be false: this model has no probabilities.")
         schema = replace(schema, answer=PROBABILITIES)
     threads = given.get(THREADS) if schema.is_ours else None
     if threads is not None and threads < 1:  # how many are used, the server decides
@@ -145,7 +148,7 @@ def _cast_table(table: Table, schema: Schema) -> Table:
     columns, wanted = list(table.columns), dict(kinds)
     for i, name in enumerate(table.names):
         if name in wanted:
-            columns[i] = _cast_column(columns[i], wanted[name], f"Column '{name:.80}'" if isinstance(name, str)
+            columns[i] = _cast_column(columns[i], wanted[name], f"Column '{name:.80}'" if schema.named
                                       else f"Column {i}")
     return Table(table.names, columns, table.n_rows)
 
@@ -217,6 +220,8 @@ def _array(value: Any, dtype: np.dtype | None) -> Any:
     try:
         with np.errstate(all="ignore"):
             if isinstance(value, list) or dtype is None:
+                if dtype is None or dtype.kind in "US":
+                    _check_room(value)
                 return np.array(value, dtype)
             return np.array([value], dtype)[0]
     except (ValueError, TypeError, OverflowError, RecursionError):
@@ -224,8 +229,26 @@ def _array(value: Any, dtype: np.dtype | None) -> Any:
                           " length.") from None
 
 
+def _check_room(values: Any) -> None:
+    """Raises ApiError where an array of these lists would be far larger: each text has the room of the longest one."""
+    n, longest, others, given, rest = 0, 0, 0, 0, [[values]]
+    while rest:
+        for value in rest.pop():
+            if isinstance(value, list):
+                rest.append(value)
+                continue
+            n += 1
+            if isinstance(value, str):
+                longest, given = max(longest, len(value)), given + len(value)
+            else:
+                others = NUMBER_CHARACTERS
+    if longest:
+        check_size(n, max(longest, others), given)
+
+
 def _stacked(values: list) -> np.ndarray:
     try:
+        _check_room([value.tolist() if _is_text(value) else None for value in values])
         return np.array(values)
     except (ValueError, TypeError):
         raise bad_request("'instances' must have values of one shape.") from None
@@ -275,8 +298,13 @@ def _gathered(values: list) -> np.ndarray:
 
 def _column(value: Any, n: int) -> np.ndarray:
     """One value a row; strings as objects."""
-    column = value if np.ndim(value) else np.full(n, value)
-    return column.astype(object) if column.dtype.kind in "US" else column
+    if np.ndim(value):
+        return value.astype(object) if _is_text(value) else value
+    return infer([value.item()] * n) if _is_text(value) else np.full(n, value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "US"
 
 
 def _named_columns(table: Table, schema: Schema) -> Table:
@@ -401,9 +429,12 @@ def _param(value: Any, param: Param) -> Any:
         is_valid = type(value) in PARAM_TYPES[param.type]
     else:
         is_valid = isinstance(value, dict)
-    if not is_valid:
-        raise mismatch(f"The parameter '{param.name:.80}' must be of type {param.type}.")
-    return float(value) if param.type in ("float", "double") else value
+    try:
+        if is_valid:
+            return float(value) if param.type in ("float", "double") else value
+    except OverflowError:
+        pass
+    raise mismatch(f"The parameter '{param.name:.80}' must be of type {param.type}.")
 
 
 def _is_datetime(text: str) -> bool:
@@ -498,7 +529,7 @@ def _features(model: kernels.TabularModel, schema: Schema, table: Table) -> list
     missing = [name for name in names if name not in by_name]
     if not missing:
         return [by_name[name] for name in names]
-    if schema.columns is not None and len(table.names) == n:  # a model whose names were lost on the way
+    if schema.columns is not None and len(table.names) == n and schema.flavor not in CHECKS_NAMES:
         return table.columns
     if not schema.is_ours:
         raise ValueError
@@ -528,7 +559,7 @@ def _graph_answer(model: kernels.TabularModel, schema: Schema, rows: np.ndarray,
             outputs[output.name] = answers
         elif model.n_classes and output.kind == "maps":
             labels = model.signature.classes or range(model.n_classes)
-            outputs[output.name] = [dict(zip(map(str, labels), row)) for row in model.predict_proba(rows).tolist()]
+            outputs[output.name] = [dict(zip(map(str, labels), row)) for row in without_nan(model.predict_proba(rows))]
         elif model.n_classes and model.signature.classes is not None:
             outputs[output.name] = model.predict_proba(rows)
         else:

@@ -21,12 +21,12 @@ from server.errors import ApiError
 from server.schema import DTYPES
 
 MAX_CELLS = 1 << 24  # that few bytes may stand for: missing values of short rows, repeated ones of Parquet
-MAX_PARQUET_BYTES = 1 << 28  # when it is unpacked
+MAX_PARQUET_BYTES, FIXED_BYTES = 1 << 28, "FIXED_LEN_BYTE_ARRAY"  # when it is unpacked; a type of a column
 NO_VALUE = frozenset(("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
                       "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"))  # pandas.read_csv's
 TRUTHS = {"true": True, "false": False}
 NUMBERS = (int, float)
-TIME_ZONE = re.compile(r":.*([Zz]|[+-]\d\d:?\d\d)\s*$")
+TIME_ZONE = re.compile(r"([Zz]|[+-]\d\d:?\d\d)$")  # after a time, with a colon
 MAX_SECONDS = 9_223_372_036  # from 1970, what fits in nanoseconds
 
 
@@ -51,7 +51,8 @@ def mismatch(message: str) -> ApiError:
 def check_size(n_rows: int, n_columns: int, n_given: int = 0) -> None:
     """Raises ApiError for a table that is far larger than what is given of it."""
     if n_rows * n_columns > MAX_CELLS + 2 * n_given:
-        raise ApiError(413, "REQUEST_LIMIT_EXCEEDED", f"A table of more than {MAX_CELLS:,} values must give them all.")
+        raise ApiError(413, "REQUEST_LIMIT_EXCEEDED", f"A table of more than {MAX_CELLS:,} values or characters must"
+                       " give them all.")
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -165,11 +166,14 @@ def infer(values: Sequence) -> np.ndarray:
 def cast(column: np.ndarray, kind: str) -> np.ndarray:
     """A column of JSON as MLflow's type `kind`, as `pandas.Series.astype` casts it.
 
-    Strings are parsed, floats cut to integers, everything has a truth. Raises ValueError, TypeError or OverflowError.
+    Strings are parsed, floats cut to integers, everything has a truth; but no number wraps around, as it does there.
+    Raises ValueError, TypeError or OverflowError.
     """
     if kind not in DTYPES or kind == "string":
         return column.astype(object)
     if kind == "binary":
+        if not all(isinstance(text, str) for text in column):
+            raise TypeError("expected texts of base64")
         return _objects(base64.decodebytes(text.encode()) for text in column)
     if kind == "datetime":
         return _datetimes(column)
@@ -180,8 +184,10 @@ def cast_to(column: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A column as this dtype; raises ValueError, TypeError or OverflowError."""
     if dtype.kind in "US":
         return _objects(str(value) for value in column)
-    if dtype.kind in "iu" and column.dtype.kind == "f" and not np.isfinite(column).all():
-        raise ValueError("expected finite numbers")
+    if dtype.kind in "iu" and column.dtype.kind in "iuf" and len(column):
+        limits, least, most = np.iinfo(dtype), column.min().item(), column.max().item()
+        if not (limits.min - 1 < least and most < limits.max + 1):  # of NaN, too
+            raise OverflowError("expected numbers that the type holds")
     with np.errstate(all="ignore"):  # a double that is no float32 becomes infinite, and is refused later
         return column.astype(dtype)
 
@@ -237,9 +243,10 @@ def _datetimes(column: np.ndarray) -> np.ndarray:
                         .astype("datetime64[ns]"))
     if not all(value is None or isinstance(value, str) for value in column):
         raise TypeError("expected ISO 8601 texts")
-    if any(value is not None and TIME_ZONE.search(value) for value in column):
+    texts = ["NaT" if value is None else value.strip() for value in column]
+    if any((zone := TIME_ZONE.search(text)) and ":" in text[:zone.start()] for text in texts):
         raise mismatch("Dates and times must have no time zone.")
-    found = np.array(["NaT" if value is None else value.strip() for value in column], "datetime64[s]")
+    found = np.array(texts, "datetime64[s]")
     if (np.abs(found.astype(np.int64)[~np.isnat(found)]) > MAX_SECONDS).any():
         raise ValueError("expected a time between 1678 and 2262")
     return found.astype("datetime64[ns]")
@@ -263,7 +270,7 @@ def from_csv(text: str, kinds: Mapping[str | int, str]) -> Table:
     check_size(len(rows), width, sum(map(len, rows)))
     names = _different(header)
     cells = zip(*(row[n_index:] + [""] * (width - len(row)) for row in rows)) if rows else [()] * len(names)
-    columns = [_parsed(name, values, kinds.get(name) or kinds.get(i))
+    columns = [_parsed(f"'{name:.80}'" if name in kinds else str(i), values, kinds.get(name) or kinds.get(i))
                for i, (name, values) in enumerate(zip(names, cells))]
     return Table(list(names), columns, len(rows))
 
@@ -280,7 +287,7 @@ def _different(header: list[str]) -> list[str]:
     return list(counts)
 
 
-def _parsed(name: str, values: Sequence[str], kind: str | None) -> np.ndarray:
+def _parsed(place: str, values: Sequence[str], kind: str | None) -> np.ndarray:
     texts = [None if text in NO_VALUE else text for text in values]
     if kind is None:
         return _guessed(texts)
@@ -298,7 +305,7 @@ def _parsed(name: str, values: Sequence[str], kind: str | None) -> np.ndarray:
             raise TypeError("expected another type: pandas reads no dates here")
         return cast_to(np.array([_number(text) for text in texts], np.float64), DTYPES[kind])
     except (KeyError, ValueError, TypeError, OverflowError):
-        raise bad_request(f"Column '{name:.80}' must hold values of type {kind}.") from None
+        raise bad_request(f"Column {place} must hold values of type {kind}.") from None
 
 
 def _guessed(texts: list[str | None]) -> np.ndarray:
@@ -356,16 +363,21 @@ def from_parquet(body: bytes) -> Table:
         raise ApiError(415, "BAD_REQUEST",
                        "This server reads no Parquet: that needs the extra 'data' (pyarrow).") from None
     try:
-        file = parquet.ParquetFile(pyarrow.BufferReader(body))
-        found = file.metadata
+        found = parquet.read_metadata(pyarrow.BufferReader(body))
+        leaves, groups = list(found.schema), [found.row_group(i) for i in range(found.num_row_groups)]
+        n_values = [sum(group.column(i).num_values for group in groups) for i in range(len(leaves))]
         check_size(found.num_rows, found.num_columns)
-        if sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups)) > MAX_PARQUET_BYTES:
+        check_size(sum(n_values), 1)  # a row may be a list
+        n_fixed = sum(n * leaf.length for n, leaf in zip(n_values, leaves) if leaf.physical_type == FIXED_BYTES)
+        if n_fixed + sum(group.total_byte_size for group in groups) > MAX_PARQUET_BYTES:
             raise ApiError(413, "REQUEST_LIMIT_EXCEEDED", f"A Parquet file may hold {MAX_PARQUET_BYTES:,} bytes.")
-        table = file.read(use_threads=False)
+        file = parquet.ParquetFile(pyarrow.BufferReader(body), read_dictionary=[leaf.path for leaf in leaves])
+        table = file.read(use_threads=False)  # of texts that are the same there is one
         index = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", ())
         names = [name for name in table.column_names if name not in index]
         return Table(list(names), [_from_arrow(table.column(name)) for name in names], table.num_rows)
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError,
+            RecursionError):
         raise bad_request("The body must be a Parquet file that holds a table.") from None
 
 
@@ -377,4 +389,18 @@ def _from_arrow(column: Any) -> np.ndarray:
         return column.to_numpy()
     if types.is_timestamp(column.type) and column.type.tz is None:
         return column.to_numpy().astype("datetime64[ns]")
+    if types.is_dictionary(column.type):
+        return np.concatenate([_objects(()), *(_shared(chunk.dictionary, chunk.indices) for chunk in column.chunks)])
+    if _holds_texts(column.type):
+        raise TypeError("expected a text a row, at most")
     return _objects(column.to_pylist())
+
+
+def _shared(dictionary: Any, indices: Any) -> np.ndarray:
+    """Objects of Arrow's dictionary by index; the same one, however often it is there."""
+    return _objects([*dictionary.to_pylist(), None])[indices.fill_null(len(dictionary)).to_numpy()]
+
+
+def _holds_texts(kind: Any) -> bool:
+    from pyarrow import types
+    return types.is_dictionary(kind) or any(_holds_texts(kind.field(i).type) for i in range(kind.num_fields))

@@ -219,6 +219,13 @@ def test_logged_model_tells_no_path_either(models, mlflow_store):
     assert mlflow.get_logged_model(info.model_id).tags["team"] == "risk"
 
 
+@pytest.mark.parametrize("alias", ["two words", "", "latest", "v2"])
+def test_alias_that_mlflow_refuses_registers_nothing(alias, mlflow_store):
+    with pytest.raises(mlflow.MlflowException, match="(?i)alias"):
+        log_model(DEFAULT_MODEL, name="refused", registered_model_name="refused", alias=alias)
+    assert not mlflow.MlflowClient().search_model_versions("name = 'refused'")
+
+
 def test_alias_without_a_registered_name_is_refused(mlflow_store):
     with pytest.raises(ValueError, match="expected registered_model_name beside alias"):
         log_model(DEFAULT_MODEL, name="m", alias="champion")

@@ -151,6 +151,30 @@ def test_class_that_is_not_the_librarys_own_is_not_imported(foreign, tmp_path, c
         resolve(str(folder), folder=tmp_path)
 
 
+@pytest.mark.parametrize("name, change", [
+    ("lgb-booster", claims(data="sub")), ("lgb-booster", claims(data="../other/model.lgb")),
+    ("onnx", lambda mlmodel: mlmodel["flavors"]["onnx"].update(providers=[["AnyProvider", {"library": "evil.so"}]])),
+    ("onnx", lambda mlmodel: mlmodel["flavors"]["onnx"].update(onnx_session_options={"extra_session_config": {}}))],
+    ids=["other MLmodel", "outside", "provider", "session"])
+def test_what_mlflow_would_load_beside_the_file_is_foreign_code(name, change, foreign, tmp_path, copy):
+    """mlflow reads the flavor again, from the MLmodel beside what `python_function` names: that may be a pickle's."""
+    folder = copy(name, change)
+    (folder / yaml.safe_load((folder / "MLmodel").read_text())["flavors"][FLAVORS.get(name, "lightgbm")]["data"]
+     ).write_text("one that we do not read\n")
+    with pytest.raises(kernels.ModelError, match="--allow-pickle"):
+        resolve(str(folder), folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["xgb-booster", "xgb-classifier"])
+def test_parameters_that_xgboost_takes_are_left_to_mlflow(name, foreign, tmp_path, copy):
+    """Its defaults hold for every request."""
+    def change(mlmodel):
+        mlmodel["signature"]["params"] = json.dumps([
+            {"name": "output_margin", "type": "boolean", "default": True, "shape": None}])
+    found = resolve(str(copy(name, change)), folder=tmp_path)
+    assert found.file is None and "parameters" in found.worker
+
+
 @pytest.mark.parametrize("data", ["../secret", "/etc/passwd", "", ".", "absent", 5, None])
 def test_file_outside_of_the_models_folder_is_refused(data, foreign, tmp_path, copy):
     (tmp_path / "secret").write_text("tree\n")

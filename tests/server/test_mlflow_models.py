@@ -222,6 +222,17 @@ def test_model_that_does_not_answer_in_time_is_given_up(process_model, monkeypat
     assert process_model.invoke("application/json", split(ROW)) == (200, b'{"predictions": [{"a": 1.0}]}')
 
 
+def test_request_does_not_wait_for_others_for_ever(process_model, monkeypatch):
+    monkeypatch.setattr(mlflow_models, "ANSWER_S", 0.01)
+    with process_model._lock:
+        status, answer = process_model.invoke(mlflow_models.JSON, split(ROW))
+    assert (status, json.loads(answer)["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+
+
+def test_code_of_a_model_does_not_read_its_requests(process_server):
+    assert os.readlink(f"/proc/{worker_of(process_server)}/fd/0") == os.devnull
+
+
 def test_process_that_cannot_be_started_again_is_said(process_model, monkeypatch):
     process_model.invoke("application/json", split(END))
     process_model.close()

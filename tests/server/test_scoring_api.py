@@ -232,6 +232,15 @@ def test_refusals_say_no_value(body: object, expected: tuple[int, str]):
     assert refusal(body) == expected
 
 
+def test_names_that_a_signature_without_names_is_given_are_not_said():
+    assert refusal({"dataframe_split": {"columns": [SECRET, "b"], "data": [["x", 1]]}}, UNNAMED) == BAD
+    assert refusal(f"{SECRET},b\nx,1".encode(), UNNAMED, "text/csv") == BAD
+
+
+def test_numbers_for_a_column_of_bytes_are_refused():
+    assert refusal({"dataframe_records": [{"binary": 1}]}, MANY) == BAD
+
+
 @pytest.mark.parametrize("content_type", [
     "text/plain", "application/json; charset=latin-1", "application/json; format=pandas-split", "text/csv; header=1",
     "APPLICATION/JSON", "application/json;", ""])
@@ -251,9 +260,67 @@ def test_no_content_type_is_json(content_type: str | None):
     {"dataframe_split": {"data": {"a": [0] * 5000} | dict.fromkeys(range(5000), 0)}},
     {"dataframe_split": {"columns": list(range(5000)), "data": [{}] * 5000}},
     {"inputs": [dict.fromkeys(range(5000), 0)] + [{}] * 5000},
+    {"inputs": {"x": ["x" * 1_000_000] + [""] * 100}}, {"inputs": {"x": ["x"] + [0] * 1_000_000}},
+    {"instances": [{"x": "x" * 1_000_000}] + [{"x": ""}] * 100},
     ("a," * 5000 + "\n" + "0\n" * 5000).encode()])
 def test_few_bytes_that_stand_for_many_values_are_refused(body: object):
     assert refusal(body, content_type="text/csv" if isinstance(body, bytes) else None)[0] == 413
+
+
+def test_one_text_for_all_rows_is_held_once():
+    text = "x" * 100
+    table = scoring_api._as_table({"a": np.str_(text), "b": np.zeros(1000)})
+    assert table.columns[0].tolist() == [text] * 1000 and len(set(map(id, table.columns[0]))) == 1
+
+
+def test_texts_of_parquet_that_are_the_same_are_held_once():
+    pyarrow, write_table = parquet_writer()
+    table = scoring_tables.from_parquet(write_table({"a": pyarrow.array(["x" * 1000] * 500 + [None])}))
+    assert table.columns[0].tolist() == ["x" * 1000] * 500 + [None] and len(set(map(id, table.columns[0]))) == 2
+
+
+@pytest.mark.parametrize(("values", "kind", "status"), [
+    ([np.zeros(scoring_tables.MAX_CELLS + 1, np.int8)], "list", 413), ([["x", "x"]], "list", 400),
+    ([bytes(1 << 20)] * 300, "binary", 413)], ids=["list", "texts", "fixed"])
+def test_parquet_that_stands_for_far_more_is_refused(values: list, kind: str, status: int):
+    pyarrow, write_table = parquet_writer()
+    if kind == "binary":
+        zeros = pyarrow.array(np.zeros(len(values), np.int32))
+        column = pyarrow.DictionaryArray.from_arrays(zeros, pyarrow.array(values[:1], pyarrow.binary(len(values[0]))))
+    else:
+        column = pyarrow.array(values)
+    with pytest.raises(ApiError) as refused:
+        scoring_tables.from_parquet(write_table({"a": column}))
+    assert refused.value.status == status
+
+
+def parquet_writer():
+    """pyarrow, and what makes the bytes of a file with these columns."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def write_table(columns: dict) -> bytes:
+        sink = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.table(columns), sink, compression="zstd")
+        return sink.getvalue().to_pybytes()
+    return pyarrow, write_table
+
+
+def test_long_text_for_a_time_is_looked_at_once():
+    """A search for a time zone from every colon on would take hours."""
+    with pytest.raises(ValueError):
+        scoring_tables.cast(scoring_tables.infer([":" * 1_000_000]), "datetime")
+    for zone in "Z", "+02:00", " -0200 ":
+        with pytest.raises(ApiError, match="time zone"):
+            scoring_tables.cast(scoring_tables.infer(["2024-01-01T10:00" + zone]), "datetime")
+    assert scoring_tables.cast(scoring_tables.infer(["2024-01-01"]), "datetime")
+
+
+def test_names_that_the_library_would_refuse_are_not_taken_by_place():
+    body = {"dataframe_split": {"columns": ["b", "x"], "data": [[1, 2]]}}
+    columns = (Column("b", "double"), Column("x", "double"))
+    assert ask(body, Schema(columns=columns)) == [2.5]
+    for flavor in "sklearn", "xgboost":
+        assert refusal(body, Schema(columns=columns, flavor=flavor)) == BAD
 
 
 JSON_VALUES = st.recursive(
@@ -296,8 +363,8 @@ def test_parameters_have_their_types_and_defaults():
     assert scoring_api.check_params(5, None) == {}
 
 
-@pytest.mark.parametrize("given", [5, [], {"k": 1.5}, {"k": "4"}, {"k": True}, {"t": "1"}, {"names": "a"},
-                                   {"names": [1]}, {"when": "x"}, {"when": 5}])
+@pytest.mark.parametrize("given", [5, [], {"k": 1.5}, {"k": "4"}, {"k": True}, {"t": "1"}, {"t": 10**400},
+                                   {"names": "a"}, {"names": [1]}, {"when": "x"}, {"when": 5}])
 def test_parameters_of_other_types_are_a_mismatch(given: object):
     with pytest.raises(ApiError) as refused:
         scoring_api.check_params(given, PARAMS)

@@ -350,8 +350,8 @@ def of_all_types() -> list[Case]:
     import pandas as pd
     base = {"n": 1, "i": 2, "f": 0.5, "flag": True, "o": 0.1}
     tried: dict[str, tuple] = {
-        "n": (1.0, 1.7, -1.7, "5", "5.5", " 5 ", None, True, 1 << 62, 1 << 63, 1 << 64, [1], {}, "x", "1_0"),
-        "i": (1.7, 1 << 31, 1 << 40, "3", None), "o": (None, "nan", "1", "", True, [1], "0x10", "١", 1 << 64),
+        "n": (1.0, 1.7, -1.7, "5", "5.5", " 5 ", None, True, 1 << 62, 1 << 64, [1], {}, "x", "1_0"),
+        "i": (1.7, (1 << 31) - 1, "3", None), "o": (None, "nan", "1", "", True, [1], "0x10", "١", 1 << 64),
         "f": (1, "0.5", "nan", "inf", None, True, 1e39, 1e300, "1_0", ""),
         "flag": (0, 1, 0.5, "true", "", "False", None)}
     cases = []
@@ -423,6 +423,8 @@ DIFFERENCES: list[tuple[str, str, Case, object, object]] = [
     ("forest", "a name that is a list is the client's", *as_json(split(R, columns=["a", "b", ["c"]])), 500, 400),
     ("mixed", "forests take numbers that float32 does not hold", *as_json(
         {"inputs": {"n": [1], "i": [1], "f": [1], "flag": [True], "o": [1e39]}}), 400, 200),
+    ("mixed", "no number wraps around", *as_json({"dataframe_records": [
+        {"n": 1, "i": 1 << 40, "f": 0.5, "flag": True, "o": 0.1}]}), 200, 400),
     ("forest", "so is nesting without end", *as_json(b"[" * 100_000), 500, 400),
     ("forest", "so is a number of too many digits", *as_json(INFINITE % (b"1" * 5000)), 500, 400),
     ("forest", "few bytes must not stand for many values",

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 import pytest
 
 from server.hotpath import ANSWERED
+from server.native_listener import columns_of_features
+from server.schema import Column, Schema
 from tests import fuzz, serving
 from tests.fuzz import Paths, invocations_request
 from tests.server import trained_models
-from tests.server.stand_in import STAND_INS, Frame, frames
+from tests.server.stand_in import STAND_INS, Frame, frames, stand_in
 from tests.server.test_differential import is_hot
 from tests.server.test_scoring_differential import save_all
 
@@ -92,6 +94,16 @@ def test_frames_for_models_that_mlflow_saved_are_answered_alike(tmp_path):
             if sum(ask(paths, fuzz.frame_for(rng, frame)) for _ in range(60)) > 15:
                 hot.add(name)
     assert hot == {"forest", "array", "several", "strings", "lightgbm", "xgboost"}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("names", "flavor", "found"), [
+    ("ba", "sklearn", "ab"), ("xy", "sklearn", None), ("ay", "xgboost", None), ("xy", "", "xy"),
+    ("xy", "lightgbm", "xy")])
+def test_names_that_a_library_would_refuse_are_left_to_python(names: str, flavor: str, found: str | None):
+    schema = Schema(columns=tuple(Column(name, "double") for name in names), flavor=flavor)
+    columns = columns_of_features(schema, stand_in("m", ("a", "b")))
+    assert columns == (None if found is None else (list(found), ["double", "double"]))
 
 
 @pytest.mark.core
