@@ -38,8 +38,7 @@ def run(job: Job, progress: Progress | None = None) -> Summary:
 
 def _run(job: Job, progress: Progress, start: float) -> Summary:
     table = open_table(job.input)
-    scorer = Scorer(job.model, columns=job.columns, key=job.key, prediction_column=job.prediction_column,
-                    text=table.text, whole_keys=job.mode == "merge", answer=job.answer)
+    scorer = job.scorer(table.text)
     table.check(scorer.check, job.key)
     output_schema, rejects_schema = scorer.output_schema(table.schema), scorer.rejects_schema(table.schema)
     _check_apart(job, table)
@@ -48,7 +47,7 @@ def _run(job: Job, progress: Progress, start: float) -> Summary:
     progress.say(f"{scorer.model.name}: kernels compiled, or read from the cache, after {scorer.warm_up():.1f} s")
     output, rejects = Path(job.output), Path(job.rejects)
     with commit.staging(output) as here, commit.staging(rejects) as there:
-        if job.mode != "overwrite" and commit.is_committed(job, identity):
+        if job.mode == "append" and commit.is_committed(job, identity):
             return Summary(0, 0, time.monotonic() - start, repeated=True)
         ending = commit.staged_format(job)
         staged, staged_rejects = here / f"output.{ending}", there / f"rejects.{ending}"

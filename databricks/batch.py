@@ -6,20 +6,16 @@ when every row of the input is in the output or in the rejects.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import kernels
 from databricks.job import FORMATS, MODES, Job, Progress, Summary
-from databricks.scoring import PREDICT, BatchError, names_of
+from databricks.model_file import model_file
+from databricks.scoring import BatchError
 
 ENGINES = ("arrow", "spark")
 WITH_SPARK = ("score", "score_stream")  # for data frames and streams; Spark is imported when one of them is
@@ -76,11 +72,9 @@ def run(options: argparse.Namespace) -> Summary:
     job = Job(options.model, options.input, output, options.rejects or f"{output}-rejects", options.format,
               options.mode, options.key, options.columns, options.prediction_column, options.threads)
     _check(job)
-    with ExitStack() as stack:
-        job = _with_model_file(job, stack, options.allow_pickle)
+    with model_file(job.model, allow_pickle=options.allow_pickle) as found:
+        job = replace(job, model=found.path, names=found.names, answer=found.answer)
         if options.engine == "spark":
-            if job.answer != PREDICT:
-                raise BatchError(f"--engine spark: the model answers with {job.answer}, which the engine arrow gives")
             from databricks import spark_engine
             return spark_engine.run(job)
         import pyarrow as pa
@@ -96,26 +90,6 @@ def _check(job: Job) -> None:
         raise BatchError("--mode merge needs --key")
     if job.mode == "merge" and job.format != "delta":
         raise BatchError("--mode merge needs --format delta")
-
-
-def _with_model_file(job: Job, stack: ExitStack, allow_pickle: bool) -> Job:
-    """The job with a model that is a file, and what MLflow says that the file does not: columns, which answer."""
-    if Path(job.model).is_file():
-        return job
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="testigo-batch-"))
-    command = [sys.executable, "-m", "databricks.resolve", job.model, "--folder", folder]
-    done = subprocess.run(command + ["--allow-pickle"] * allow_pickle, capture_output=True, text=True)  # may run code
-    if done.returncode:
-        raise BatchError(f"--model: {(done.stderr.strip().splitlines() or ['it cannot be resolved'])[-1]}")
-    found = json.loads(done.stdout)
-    if found["file"] is None:
-        raise BatchError(f"--model: it cannot be converted, which scoring a table needs: {found['worker']}")
-    schema = found["schema"] or {}
-    job = replace(job, model=found["file"], answer=schema.get("predict_fn") or PREDICT)
-    names = [column.get("name") for column in schema.get("inputs") or [] if column.get("type") != "tensor"]
-    if job.columns is None and names and all(names) and names_of(kernels.load(job.model)) is None:
-        return replace(job, columns=tuple(names))
-    return job
 
 
 if __name__ == "__main__":

@@ -21,16 +21,20 @@ import pyarrow.parquet as pq
 
 from databricks.job import Job
 from databricks.scoring import BatchError
+from databricks.tables import first_line
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1 << 20, 1 << 24
+OLD = "-old"  # the end of a folder's name that was a table
 APP = "testigo-batch-"  # and the job's identity: Delta's application id
-DATA = {".parquet", ".csv", ".crc"}  # what a folder that may be replaced holds beside hidden files
+# What a folder that may be replaced holds beside rows: what Spark and others write there, by its name's start.
+MARKS = ("_SUCCESS", "_started_", "_committed_", "_metadata", "_common_metadata")
 
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
     """An empty folder beside `target`, this process's alone, removed at the end. Raises BatchError for a second job."""
+    target = target.resolve()  # a link to a folder stays one
     folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -43,7 +47,10 @@ def staging(target: Path) -> Iterator[Path]:
         if not alone:
             raise BatchError(f"{target}: another job is writing this table")
         for left in folder.iterdir():
-            remove(left)
+            if left.name.endswith(OLD) and not target.exists():  # it died between the two steps of `exchange`
+                left.rename(target)
+            else:
+                remove(left)
         try:
             yield folder
         finally:
@@ -116,7 +123,7 @@ def check_targets(job: Job, output: pa.Schema, rejects: pa.Schema) -> None:
         if job.format == "delta":
             if not is_delta and any(target.iterdir()):
                 raise BatchError(f"{path:.200}: expected a Delta table or nothing there")
-        elif is_delta or not all(map(_may_be_replaced, target.rglob("*"))):
+        elif is_delta or not all(_may_be_replaced(found, job.format) for found in target.rglob("*")):
             raise BatchError(f"{path:.200}: expected a table in {job.format}, or nothing, there: "
                              f"{'a Delta table' if is_delta else 'other files'} would be lost")
         if job.mode != "overwrite" and not (job.mode == "merge" and path == job.rejects):
@@ -126,8 +133,8 @@ def check_targets(job: Job, output: pa.Schema, rejects: pa.Schema) -> None:
                                  f"{', '.join(f'{field.name!r:.60} {field.type}' for field in schema)}")
 
 
-def _may_be_replaced(path: Path) -> bool:
-    return path.name.startswith(("_", ".")) or path.suffix in DATA or path.is_dir()
+def _may_be_replaced(path: Path, format: str) -> bool:
+    return path.suffix in (f".{format}", ".crc") or path.name.startswith(MARKS) or path.is_dir()
 
 
 def _check_types(job: Job, schema: pa.Schema) -> None:
@@ -149,7 +156,8 @@ def _schema_there(job: Job, target: Path) -> pa.Schema | None:
         if not (target / "_delta_log").is_dir():
             return None
         from deltalake import DeltaTable
-        return pa.schema(DeltaTable(target).schema())
+        with _said_of(target):
+            return pa.schema(DeltaTable(target).schema())
     files = sorted(target.glob(f"*.{job.format}"))
     if not files:
         return None
@@ -171,7 +179,7 @@ def _same_columns(job: Job, found: pa.Schema, ours: pa.Schema) -> bool:
 # ---- the commit --------------------------------------------------------------------------------------------
 
 def is_committed(job: Job, identity: str) -> bool:
-    """Whether this job's rows are in OUTPUT, and a job that appends or merges is done."""
+    """Whether this job's rows are in OUTPUT, and a job that appends is done."""
     target = Path(job.output)
     if job.format != "delta":
         return (target / f"part-{identity}.{job.format}").exists()
@@ -195,11 +203,15 @@ def commit(job: Job, identity: str, staged: Path, target: Path, mode: str) -> No
 
 
 def exchange(folder: Path, target: Path) -> None:
-    """The complete folder takes the place of `target`, which takes its place where it exists. One step on Linux."""
+    """The complete folder takes the place of `target`, which takes its place where it exists.
+
+    One step on Linux's own file systems; two on others, between which `staging` finds what was at `target`.
+    """
+    target = target.resolve()
     if not target.exists():
         folder.rename(target)
     elif not _exchange_in_one(folder, target):
-        old = folder.with_name(f"{folder.name}-old")
+        old = folder.with_name(folder.name + OLD)
         target.rename(old)
         folder.rename(target)
     sync(target.parent)
@@ -232,6 +244,16 @@ def _in_delta(target: Path, identity: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _said_of(target: Path) -> Iterator[None]:
+    """Delta's errors, as of another writer who was there first, as BatchError."""
+    from deltalake.exceptions import DeltaError
+    try:
+        yield
+    except DeltaError as error:
+        raise BatchError(f"{target}: {first_line(error)}") from error
+
+
 def _commit_delta(job: Job, identity: str, staged: Path, target: Path, mode: str) -> None:
     from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
     exists = (target / "_delta_log").is_dir()
@@ -239,7 +261,7 @@ def _commit_delta(job: Job, identity: str, staged: Path, target: Path, mode: str
         return  # the rejects of a job that died before it committed its output
     properties = CommitProperties(custom_metadata={"testigo_job": identity},
                                   app_transactions=[Transaction(APP + identity, 1)])
-    with pq.ParquetFile(staged) as file:
+    with pq.ParquetFile(staged) as file, _said_of(target):
         reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())
         if mode == "merge" and exists:
             on = " AND ".join(f"target.{_quoted(name)} = source.{_quoted(name)}" for name in job.key)

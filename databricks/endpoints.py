@@ -329,6 +329,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from databricks.sdk.errors import DatabricksError
     options = _parser().parse_args(argv)
     try:
+        if options.state and not options.dry_run:
+            raise EndpointError("--state is for --dry-run: without that the workspace is asked, and changed")
         workspace = DryRun(options.state and _object(options.state), connect) if options.dry_run else connect()
         options.run(workspace, options)
         return 0

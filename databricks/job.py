@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from databricks.scoring import PREDICT, Scorer
+
 FORMATS, MODES = ("parquet", "delta", "csv"), ("overwrite", "append", "merge")
 
 
@@ -28,11 +30,18 @@ class Job:
     columns: tuple[str, ...] | None = None
     prediction_column: str = "prediction"
     threads: int = 1
-    answer: str = "predict"
+    answer: str = PREDICT  # and names: as MLflow has them
+    names: tuple[str, ...] | None = None
+
+    def scorer(self, text: bool) -> Scorer:
+        """The model, loaded; `text`: numbers stand in columns of strings. Raises what Scorer raises."""
+        return Scorer(self.model, columns=self.columns, key=self.key, prediction_column=self.prediction_column,
+                      text=text, whole_keys=self.mode == "merge", answer=self.answer, names=self.names)
 
     def identity(self, model_digest: str, inputs: object) -> str:
         """32 hexadecimal digits for this model, these input files and these columns, into this format."""
-        content = [model_digest, inputs, self.key, self.columns, self.prediction_column, self.answer, self.format]
+        content = [model_digest, inputs, self.key, self.columns, self.names, self.prediction_column, self.answer,
+                   self.format]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

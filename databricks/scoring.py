@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import kernels
 
 REASON, ROW = "reason", "row"  # columns of the rejects: why, and without a key the row's number in the input
-PREDICT, PROBABILITIES = "predict", "predict_proba"
+PREDICT, PROBABILITIES, LOG_PROBABILITIES = ANSWERS = "predict", "predict_proba", "predict_log_proba"
 EXACT = 1 << 53  # the integers up to here, and from minus this, are all doubles
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i:[+-]?(nan|inf|infinity))$"  # what Arrow reads as one
 
@@ -30,22 +30,22 @@ class Scorer:
     """A loaded model and the columns that it reads; `score` may be called from several threads.
 
     `model` is a file that `kernels.load` takes. `columns` name the features in the model's order, for a model without
-    names of its own. `text`: numbers stand in columns of strings, as in CSV. `whole_keys`: a row whose key holds a null
-    is rejected. `answer`: predict, or predict_proba for a list of every class's probability. Raises BatchError for
-    columns and an answer that do not fit the model, and what `kernels.load` raises.
+    names of its own; `names` are what they are called whatever the file says. `text`: numbers stand in columns of
+    strings, as in CSV. `whole_keys`: a row whose key holds a null is rejected. `answer`: predict, or for a list of
+    every class's predict_proba or predict_log_proba. Raises BatchError for columns and an answer that do not fit the
+    model, and what `kernels.load` raises.
     """
 
     def __init__(self, model: str, *, columns: Sequence[str] | None = None, key: Sequence[str] = (),
                  prediction_column: str = "prediction", threads: int = 1, text: bool = False,
-                 whole_keys: bool = False, answer: str = PREDICT) -> None:
-        self.file, self.text, self.whole_keys = model, text, whole_keys
+                 whole_keys: bool = False, answer: str = PREDICT, names: Sequence[str] | None = None) -> None:
+        self.file, self.text, self.whole_keys, self.answer = model, text, whole_keys, answer
         self.model = kernels.load(model, threads=threads)
-        self.columns = _columns_of(self.model, columns)
-        if answer not in (PREDICT, PROBABILITIES) or answer == PROBABILITIES and not self.model.n_classes:
+        self.columns = _columns_of(self.model, columns, names)
+        if answer not in ANSWERS or answer != PREDICT and not self.model.n_classes:
             raise BatchError(f"the model's answer is {answer!r:.60}, which cannot be given here")
-        self._answer = self.model.predict if answer == PREDICT else self.model.predict_proba
         self._width = self.model.n_outputs if answer == PREDICT else self.model.n_classes
-        self._is_list = self._width > 1 or answer == PROBABILITIES
+        self._is_list = self._width > 1 or answer != PREDICT
         self.key, self.prediction_column = tuple(key), prediction_column
         categories = self.model.signature.categories or (None,) * self.model.n_features
         self._categories = [None if texts is None else pa.array(texts, pa.string()) for texts in categories]
@@ -202,6 +202,13 @@ class Scorer:
             why.suspects.append((unknown, text))
         return rows
 
+    def _answer(self, rows: np.ndarray) -> np.ndarray:
+        if self.answer == PREDICT:
+            return self.model.predict(rows)
+        probabilities = self.model.predict_proba(rows)
+        with np.errstate(divide="ignore"):  # of 0 it is minus infinity, as in scikit-learn
+            return np.log(probabilities) if self.answer == LOG_PROBABILITIES else probabilities
+
     def _predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(predictions of the rows that have one, which rows (n) bool those are, None = all)."""
         if not len(rows):
@@ -258,13 +265,15 @@ def names_of(model: kernels.TabularModel) -> tuple[str, ...] | None:
     return None if names == tuple(f"Column_{i}" for i in range(model.n_features)) else names
 
 
-def _columns_of(model: kernels.TabularModel, columns: Sequence[str] | None) -> tuple[str, ...]:
-    """The table's column for each feature."""
-    names, n = names_of(model), model.n_features
+def _columns_of(model: kernels.TabularModel, columns: Sequence[str] | None,
+                given: Sequence[str] | None) -> tuple[str, ...]:
+    """The table's column for each feature; `given` are the features' names whatever the model says."""
+    names, n = names_of(model) if given is None else tuple(given), model.n_features
     if columns is None:
-        if model.signature.feature_names is None:
+        names = names or model.signature.feature_names
+        if names is None:
             raise BatchError(f"the model has no feature names: --columns must name its {n} features, in their order")
-        return model.signature.feature_names
+        return names
     if len(set(columns)) != n or len(columns) != n:
         raise BatchError(f"--columns: expected {n} different columns, as the model has features, found {len(columns)}")
     if names is not None and set(columns) != set(names):

@@ -1,5 +1,8 @@
 """The batch job with Spark, for what outgrows one machine: what `arrow_engine` does, with the same results.
 
+Parquet and Delta tables on a file system that all workers have mounted are read by the workers themselves, which takes
+a third of the processor time that Spark takes to read rows and hand them over. Anything else is read by Spark.
+
 The rule to keep: on a local file system Spark writes beside the tables and `commit` makes them appear; elsewhere only
 what Spark itself writes exactly once is taken: tables that are overwritten whole, and Delta's transactions.
 """
@@ -21,21 +24,24 @@ import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameWriter, Observation, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType, StructField, StructType
+from pyspark.sql.pandas.types import from_arrow_type
+from pyspark.sql.types import DataType, StringType, StructField, StructType
 
-from databricks import commit
+from databricks import commit, spark_worker
 from databricks.job import Job, Progress, Summary
 from databricks.scoring import REASON, ROW, BatchError, Scorer
 from databricks.spark_scoring import CSV, first_line, is_of_spark, kept, need_delta, prepare, score, scored
 from databricks.spark_stream import score_stream
-from databricks.tables import SUFFIXES, Table, open_table
+from databricks.tables import SUFFIXES, Table, open_table, pieces_of
 
 __all__ = ["run", "score", "score_stream"]
 
 ODD = "_odd"  # the text of a row of CSV that has other columns than the header
 ODD_REASON = "the row has another number of columns than the file's header"
 READ_CSV = CSV | {"multiLine": "true", "columnPruning": "false", "columnNameOfCorruptRecord": ODD}
+TIMESTAMPS = "spark.sql.parquet.outputTimestampType"
 GROUP = "spark.jobGroup.id"  # of jobs that a thread starts
+PIECE_ROWS = 1 << 18  # at least, of a file for a task: a second of work
 CHECKED_ROWS = 1000  # of text, whose columns must hold a number
 # Where one of these is set, somebody else says which Spark this is.
 PLACES = ("SPARK_HOME", "SPARK_REMOTE", "PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "DATABRICKS_RUNTIME_VERSION")
@@ -52,7 +58,7 @@ def run(job: Job, progress: Progress | None = None) -> Summary:
     """
     progress, start = progress or Progress(None), time.monotonic()
     job = _with_places(job)
-    with _session(job.threads) as spark:
+    with _session(job.threads) as spark, _timestamps(spark):
         try:
             return _run(spark, job, progress, start)
         except Exception as error:
@@ -63,13 +69,12 @@ def run(job: Job, progress: Progress | None = None) -> Summary:
 
 def _run(spark: SparkSession, job: Job, progress: Progress, start: float) -> Summary:
     source = _open(spark, job)
-    scorer = Scorer(job.model, columns=job.columns, key=job.key, prediction_column=job.prediction_column,
-                    text=source.text, whole_keys=job.mode == "merge")
+    scorer = job.scorer(source.text)
     local = [path for path in (job.rejects, job.output) if job.format != "delta" and _is_local(spark, path)]
     if source.table is not None:
         source.table.check(scorer.check, job.key)
-    rows = _scored(job, source, scorer)  # which checks what Spark makes of the columns
-    _check(spark, job, source, scorer, local)
+    rows = _scored(spark, job, source, scorer)  # which checks what Spark makes of the columns
+    _check(spark, job, source, rows, scorer, local)
     identity = _identity(job, source, scorer)
     _say_compiled(progress, scorer.model.name, prepare(spark, scorer))
     with ExitStack() as stack:
@@ -101,6 +106,17 @@ def _session(threads: int) -> Iterator[SparkSession]:
             yield spark
         finally:
             spark.stop()
+
+
+@contextmanager
+def _timestamps(spark: SparkSession) -> Iterator[None]:
+    """Have Parquet's own timestamps written, as Arrow does: of Spark's default, INT96, no reader knows the zone."""
+    before = spark.conf.get(TIMESTAMPS)
+    spark.conf.set(TIMESTAMPS, "TIMESTAMP_MICROS")
+    try:
+        yield
+    finally:
+        spark.conf.set(TIMESTAMPS, str(before))
 
 
 def _with_places(job: Job) -> Job:
@@ -137,9 +153,9 @@ def _default_files(spark: SparkSession) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of the input; `table` is how `tables` sees them where they are on this machine."""
+    """The rows of the input: as Spark reads them, or a table on this machine, or both."""
 
-    df: DataFrame
+    df: DataFrame | None = None
     text: bool = False  # all columns are strings
     table: Table | None = None
 
@@ -149,13 +165,11 @@ def _open(spark: SparkSession, job: Job) -> Source:
         return Source(spark.table(job.input))
     if not _is_local(spark, job.input):
         return _open_elsewhere(spark, job.input)
-    table, path = open_table(job.input), "file:" + re.sub(r"([\\\[\]{}*?])", r"\\\1", str(Path(job.input).resolve()))
-    if table.kind == "delta":
-        need_delta(spark)
-        return Source(spark.read.format("delta").load(path), table=table)
-    if table.text:
-        return Source(_csv(spark, path, table.schema.names), True, table)
-    return Source(spark.read.parquet(path), table=table)
+    table = open_table(job.input)
+    if not table.text:
+        return Source(table=table)
+    pattern = re.sub(r"([\\\[\]{}*?])", r"\\\1", str(Path(job.input).resolve()))  # which Spark takes a path for
+    return Source(_csv(spark, f"file:{pattern}", table.schema.names), True, table)
 
 
 def _open_elsewhere(spark: SparkSession, path: str) -> Source:
@@ -163,8 +177,8 @@ def _open_elsewhere(spark: SparkSession, path: str) -> Source:
         return Source(_csv(spark, path, spark.read.options(**READ_CSV).csv(path).columns), True)
     with suppress(Exception):  # it is no Delta table, or there is no Delta Lake
         found = Source(spark.read.format("delta").load(path))
-        found.df.schema  # Spark Connect looks when the schema is asked for
-        return found
+        if found.df is not None and found.df.schema:  # Spark Connect looks when the schema is asked for
+            return found
     return Source(spark.read.parquet(path))
 
 
@@ -178,7 +192,7 @@ def _identity(job: Job, source: Source, scorer: Scorer) -> str:
     inputs: object = None
     if source.table is not None:
         inputs = source.table.identity()
-    elif job.mode == "append":
+    elif source.df is not None and job.mode == "append":
         columns = [f"_metadata.file_{what}" for what in ("path", "size", "modification_time")]
         try:
             inputs = sorted(map(str, source.df.select(*columns).distinct().collect()))
@@ -190,8 +204,8 @@ def _identity(job: Job, source: Source, scorer: Scorer) -> str:
 
 # ---- before the first row ------------------------------------------------------------------------------------
 
-def _check(spark: SparkSession, job: Job, source: Source, scorer: Scorer, local: list[str]) -> None:
-    if scorer.text:
+def _check(spark: SparkSession, job: Job, source: Source, rows: DataFrame, scorer: Scorer, local: list[str]) -> None:
+    if source.df is not None and scorer.text:
         batches = source.df.select(*map(_column, scorer.columns)).limit(CHECKED_ROWS).toArrow().combine_chunks()
         for batch in batches.to_batches():
             scorer.check_text(batch)
@@ -202,7 +216,7 @@ def _check(spark: SparkSession, job: Job, source: Source, scorer: Scorer, local:
                          "Delta tables can be appended to exactly once")
     _check_apart(job)
     if len(local) == 2:
-        keys = _keys_as_arrow(source.df, job.key)
+        keys = _as_arrow(spark, StructType(rows.schema.fields[:len(job.key)]))
         commit.check_targets(job, scorer.output_schema(keys), scorer.rejects_schema(keys))
 
 
@@ -217,11 +231,8 @@ def _check_apart(job: Job) -> None:
             raise BatchError("--output and --rejects: expected paths apart from --input")
 
 
-def _keys_as_arrow(df: DataFrame, key: tuple[str, ...]) -> pa.Schema:
-    if not key:
-        return pa.schema([])
-    schema = StructType([df.schema[name] for name in key])
-    return df.sparkSession.createDataFrame([], schema).toArrow().schema
+def _as_arrow(spark: SparkSession, schema: StructType) -> pa.Schema:
+    return spark.createDataFrame([], schema).toArrow().schema if len(schema) else pa.schema([])
 
 
 def _check_unique(rows: DataFrame, key: tuple[str, ...]) -> None:
@@ -232,29 +243,51 @@ def _check_unique(rows: DataFrame, key: tuple[str, ...]) -> None:
 
 # ---- scoring and writing -------------------------------------------------------------------------------------
 
-def _scored(job: Job, source: Source, scorer: Scorer) -> DataFrame:
-    """The key columns, the prediction and the reason of every row."""
-    if not source.text:
-        return scored(source.df, scorer, job.key, REASON)
-    rows, odd = scored(source.df, scorer, [*job.key, ODD], REASON), _column(ODD).isNotNull()
-    names = (*job.key, job.prediction_column)
-    reason = F.when(odd, F.lit(ODD_REASON)).otherwise(_column(REASON))
-    return rows.select(*(F.when(~odd, _column(name)).alias(name) for name in names), reason.alias(REASON))
+def _scored(spark: SparkSession, job: Job, source: Source, scorer: Scorer) -> DataFrame:
+    """The key columns, without a key the row's number where it has one, the prediction and the reason of every row."""
+    if source.df is None:
+        assert source.table is not None  # one of the two is there
+        return _scored_by_workers(spark, job, source.table, scorer)
+    rows = scored(source.df, scorer, [*job.key, ODD] if source.text else job.key, REASON)
+    columns = {name: _column(name) for name in (*job.key, job.prediction_column, REASON)}
+    if source.text:
+        odd = _column(ODD).isNotNull()
+        columns = {name: F.when(~odd, column) for name, column in columns.items()}
+        columns[REASON] = F.when(odd, F.lit(ODD_REASON)).otherwise(_column(REASON))
+    columns = columns if job.key else {ROW: F.lit(None).cast("bigint")} | columns
+    return rows.select(*(column.alias(name) for name, column in columns.items()))
+
+
+def _scored_by_workers(spark: SparkSession, job: Job, table: Table, scorer: Scorer) -> DataFrame:
+    fields = [*scorer.rejects_schema(table.schema)][:-1]
+    fields += [pa.field(job.prediction_column, scorer.prediction_type), pa.field(REASON, pa.string())]
+    schema = StructType([StructField(field.name, _spark_type(field)) for field in fields])
+    pieces = list(pieces_of(table, PIECE_ROWS))
+    function = functools.partial(spark_worker.score_pieces, spark_worker.task_of(scorer), pieces, job.key,
+                                 _as_arrow(spark, schema))
+    return spark.range(0, len(pieces), 1, max(1, len(pieces))).mapInArrow(function, schema)
+
+
+def _spark_type(field: pa.Field) -> DataType:
+    try:
+        return from_arrow_type(field.type)
+    except PySparkException:
+        raise BatchError(f"column {field.name!r:.60}: Spark has no type {field.type}; the engine arrow has") from None
 
 
 def _write(spark: SparkSession, job: Job, rows: DataFrame, staged: dict[str, Path], identity: str, progress: Progress,
            source: Source) -> dict[str, int]:
     """Write what is scored and what is not, the latter first → the number of all "rows" and of "rejects"."""
     seen, is_bad = Observation(), _column(REASON).isNotNull()
-    without_key = [] if job.key else [F.lit(None).cast("bigint").alias(ROW)]
+    keys = [_column(name) for name in job.key]
     with kept(rows), _progress(spark, progress, None if source.table is None else source.table.n_rows):
         if job.mode == "merge":
             _check_unique(rows, job.key)
         watched = rows.observe(seen, F.count(F.lit(1)).alias("rows"), F.count(_column(REASON)).alias("rejects"))
-        bad = watched.filter(is_bad).select(*without_key, *map(_column, (*job.key, REASON)))
+        bad = watched.filter(is_bad).select(*(keys or [_column(ROW)]), _column(REASON))
         mode_of_rejects = "overwrite" if job.mode == "merge" else job.mode
         _save(job, bad, job.rejects, staged.get(job.rejects), identity, mode_of_rejects)
-        good = rows.filter(~is_bad).drop(REASON)
+        good = rows.filter(~is_bad).select(*keys, _column(job.prediction_column))
         _save(job, good, job.output, staged.get(job.output), identity, job.mode)
     return seen.get
 

@@ -12,22 +12,21 @@ https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspar
 """
 
 import functools
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-from pyspark.errors import PySparkException
+from pyspark.errors import PySparkException, PythonException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import (
     BinaryType, BooleanType, ByteType, CharType, DateType, DecimalType, DoubleType, FloatType, IntegerType, LongType,
     NullType, ShortType, StringType, StructField, StructType, TimestampNTZType, TimestampType, VarcharType)
 
-import kernels
 from databricks import spark_worker
-from databricks.scoring import REASON, BatchError, Scorer, names_of
+from databricks.model_file import model_file
+from databricks.scoring import REASON, BatchError, Scorer
 
 CSV = {"header": "true", "escape": '"'}  # quotes as RFC 4180 has them; Spark's own default is a backslash
 ARROW = {
@@ -51,8 +50,8 @@ def score(df: DataFrame, model: str | Path, columns: Sequence[str] | None = None
     Lazy, as Spark is, for streams too; the model is read now. Raises BatchError, before any job, for columns that are
     missing, of another type or in the way; ModelError and OSError for the model.
     """
-    with model_file(str(model), allow_pickle) as (file, names):
-        scorer = Scorer(file, columns=names if columns is None else columns, prediction_column=output)
+    with model_file(str(model), allow_pickle=allow_pickle) as found:
+        scorer = Scorer(found.path, columns=columns, prediction_column=output, answer=found.answer, names=found.names)
         return scored(df, scorer, df.columns if key is None else key, f"{output}_{REASON}")
 
 
@@ -117,28 +116,13 @@ def is_of_spark(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without py4j's own first line and Java's stack."""
+    """What an error says, without py4j's own first line and the stacks of Java and of Python."""
     lines = [line for line in str(error).splitlines() if line and not line.startswith("An error occurred while call")]
-    return (lines or [type(error).__name__])[0].removeprefix(": ")[:300]
+    from_worker = isinstance(error, PythonException)  # its last line is Python's
+    return (lines or [type(error).__name__])[-from_worker].removeprefix(": ")[:300]
 
 
 def _place(names: Sequence[str], name: str) -> int:
     if names.count(name) != 1:
         raise BatchError(f"expected one column {name!r:.60} for the key, found {names.count(name) or 'none'}")
     return names.index(name)
-
-
-@contextmanager
-def model_file(model: str, allow_pickle: bool) -> Iterator[tuple[str, list[str] | None]]:
-    """The model as a file, and what MLflow calls its columns where the file does not."""
-    if Path(model).is_file():
-        yield model, None
-        return
-    from databricks.resolve import resolve
-    with tempfile.TemporaryDirectory(prefix="testigo-batch-") as folder:
-        found = resolve(model, allow_pickle=allow_pickle, folder=Path(folder))
-        if found.file is None:
-            raise BatchError(f"this model cannot be converted, which scoring a table needs: {found.worker}")
-        names = [column.get("name") for column in (found.schema or {}).get("inputs") or []]
-        wanted = names and all(names) and names_of(kernels.load(found.file)) is None
-        yield found.file, names if wanted else None

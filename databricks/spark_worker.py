@@ -19,10 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 
 import kernels
-from databricks.scoring import Scorer
+from databricks.scoring import PREDICT, Scorer
+from databricks.tables import Table
 
 KEPT_S = 7 * 24 * 3600  # a model's file that no worker has loaded for so long is removed
 GGUF = b"GGUF"
+BATCH_ROWS, BATCH_CELLS = 1 << 14, 1 << 22  # at most, of what a worker reads itself
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class Task:
     columns: tuple[str, ...]
     key: tuple[str, ...] = ()  # of which no column may be null
     text: bool = False
+    answer: str = PREDICT
     content: bytes = field(default=b"", repr=False)  # a GGUF file
 
     def scorer(self) -> Scorer:
         """Loaded once a process, from the machine's file."""
-        return _scorer(str(stored(self)), self.columns, self.key, self.text)
+        return _scorer(str(stored(self)), self.columns, self.key, self.text, self.answer)
 
 
 def task_of(scorer: Scorer) -> Task:
@@ -49,13 +52,13 @@ def task_of(scorer: Scorer) -> Task:
             kernels.save(scorer.model, path)
             content = path.read_bytes()
     key = scorer.key if scorer.whole_keys else ()
-    return Task(hashlib.sha256(content).hexdigest(), scorer.columns, key, scorer.text, content)
+    return Task(hashlib.sha256(content).hexdigest(), scorer.columns, key, scorer.text, scorer.answer, content)
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(path: str, columns: tuple[str, ...], key: tuple[str, ...], text: bool) -> Scorer:
+def _scorer(path: str, columns: tuple[str, ...], key: tuple[str, ...], text: bool, answer: str) -> Scorer:
     os.utime(path)  # it is in use
-    scorer = Scorer(path, columns=columns, key=key, whole_keys=bool(key), text=text)
+    scorer = Scorer(path, names=columns, key=key, whole_keys=bool(key), text=text, answer=answer)
     _compile_once(scorer, Path(path).with_suffix(".compiled"))
     return scorer
 
@@ -128,11 +131,33 @@ def score_partition(task: Task, names: Sequence[str], output: Sequence[str],
         yield pa.RecordBatch.from_arrays([*batch.columns[:len(output) - 2], predictions, reasons], names=list(output))
 
 
+def score_pieces(task: Task, pieces: Sequence[tuple[Table, int]], key: Sequence[str], schema: pa.Schema,
+                 batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Numbers of pieces → the rows of those pieces: the key columns or the row's number, the prediction, the reason.
+
+    The worker reads the files itself: a third of the processor time of having Spark read them and hand them over.
+    """
+    for batch in batches:
+        for place in batch.column(0).to_pylist():
+            table, first_row = pieces[place]
+            scorer = task.scorer()
+            names = list(dict.fromkeys((*key, *scorer.columns)))
+            for rows in table.batches(names, max(256, min(BATCH_ROWS, BATCH_CELLS // len(names))), _no_reject):
+                numbers = pa.array(range(first_row, first_row + len(rows)), pa.int64())
+                kept = [rows.column(name).cast(type_) for name, type_ in zip(key, schema.types)] or [numbers]
+                yield pa.RecordBatch.from_arrays([*kept, *scorer.answers(rows)], schema=schema)
+                first_row += len(rows)
+
+
+def _no_reject(_: str) -> None:
+    """Parquet has all columns in each row."""
+
+
 def prepare_partition(task: Task, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Load and compile ahead → one row: this machine's name, the seconds that compiling took here, 0 = long ago."""
     for _ in batches:
         pass
     mark, start = stored(task).with_suffix(".compiled"), time.time()
     task.scorer()
-    seconds = float(mark.read_text()) if mark.stat().st_mtime >= start else 0.0
+    seconds = float(mark.read_text()) if mark.exists() and mark.stat().st_mtime >= start else 0.0
     yield pa.RecordBatch.from_pydict({"machine": [socket.gethostname()], "seconds": [seconds]})

@@ -1,12 +1,13 @@
 """The tables that the Arrow engine reads: Parquet files and folders, CSV, Delta tables, as bounded Arrow batches.
 
 The rule to keep: no more than a batch of a file is held at once, however large its row groups are; every row of the
-input comes out, one that cannot be read as a reject.
+input comes out, one of CSV that has other columns than the header as a reject. What is no such file at all, or no
+UTF-8, ends the job.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ class Part:
 
     path: Path
     constants: dict[str, object] = field(default_factory=dict)
+    row_groups: tuple[int, ...] | None = None  # of Parquet; None = all
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,27 @@ class Table:
     def _parquet_batches(self, part: Part, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(part.path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             stored = [name for name in columns if name in file.schema_arrow.names and name not in part.constants]
-            for batch in file.iter_batches(batch_rows, columns=stored):
+            for batch in file.iter_batches(batch_rows, part.row_groups, stored):
                 n = batch.num_rows
                 yield pa.RecordBatch.from_arrays([
                     batch.column(name) if name in stored and self.kind != "delta"
                     else batch.column(name).cast(self.schema.field(name).type) if name in stored
                     else pa.repeat(pa.scalar(part.constants.get(name), self.schema.field(name).type), n)
                     for name in columns], names=list(columns))
+
+
+def pieces_of(table: Table, n_rows: int) -> Iterator[tuple[Table, int]]:
+    """Tables of row groups, of about so many rows each, that make up a table of Parquet or Delta, and where they begin.
+    """
+    first = 0
+    for part in table.parts:
+        metadata, groups, rows = pq.read_metadata(part.path), list[int](), 0
+        for i in range(metadata.num_row_groups):
+            groups.append(i)
+            rows += metadata.row_group(i).num_rows
+            if rows >= n_rows or rows and i == metadata.num_row_groups - 1:
+                yield replace(table, parts=(replace(part, row_groups=tuple(groups)),), n_rows=rows), first
+                first, groups, rows = first + rows, [], 0
 
 
 def open_table(path: str) -> Table:

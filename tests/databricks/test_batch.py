@@ -20,7 +20,7 @@ from deltalake import DeltaTable, write_deltalake
 from sklearn.linear_model import LinearRegression
 
 import kernels
-from databricks import batch, job
+from databricks import arrow_engine, batch, commit, job
 
 N = 50_000
 RNG = np.random.default_rng(8)
@@ -235,6 +235,15 @@ def test_merge_changes_rows_of_the_same_key_and_adds_others(score, tmp_path):
     assert by_id(read(tmp_path / "out-rejects", "delta"), "reason").keys() == {50, 149}
 
 
+def test_merge_done_again_after_another_one_changes_the_rows_again(score, tmp_path):
+    tables = [table_of(10), table_of(10)]
+    for i in (0, 1, 0):
+        pq.write_table(tables[i], tmp_path / "in.parquet")
+        os.utime(tmp_path / "in.parquet", ns=(i, i))  # the same job
+        assert score("--input", tmp_path / "in.parquet", "--key", "id", "--mode", "merge", "--format", "delta")[0] == 0
+    assert close(by_id(read(tmp_path / "out", "delta")), expected(tables[0]))
+
+
 def test_merge_refuses_a_key_that_is_there_twice(score, tmp_path):
     pq.write_table(pa.concat_tables([table_of(10), table_of(1)]), tmp_path / "in.parquet")
     status, _, said = score("--input", tmp_path / "in.parquet", "--key", "id", "--mode", "merge", "--format", "delta")
@@ -299,13 +308,22 @@ def test_damaged_file_leaves_the_table_as_it_was(score, source, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
 
 
-@pytest.mark.parametrize("mode", ["overwrite", "append"])
-def test_other_files_are_not_lost(score, source, tmp_path, mode):
+@pytest.mark.parametrize(("name", "mode"), [
+    ("thesis.tex", "overwrite"), ("thesis.tex", "append"), (".env", "overwrite"), ("raw.csv", "overwrite")])
+def test_other_files_are_not_lost(score, source, tmp_path, name, mode):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("x")
+    (tmp_path / "out" / name).write_text("x")
     status, _, error = score("--input", source[0], "--key", "id", "--mode", mode)
     assert status == 2 and "other files would be lost" in error
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", name]
+
+
+def test_what_spark_writes_beside_rows_goes_with_them(score, source, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("_SUCCESS", "._SUCCESS.crc", "part-0.snappy.parquet", ".part-0.snappy.parquet.crc"):
+        (tmp_path / "out" / name).touch()
+    assert score("--input", source[0], "--key", "id")[0] == 0
+    assert close(by_id(read(tmp_path / "out")), expected(source[1])) and len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_delta_table_is_not_overwritten_with_parquet(score, source, tmp_path):
@@ -340,6 +358,41 @@ def test_second_job_of_the_same_output_is_refused_while_the_first_one_runs(score
         status, _, error = score("--input", source[0])
     assert status == 2 and "another job is writing this table" in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append"])
+def test_link_to_a_table_stays_one(score, source, tmp_path, mode):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere" / "real")
+    assert score("--input", source[0], "--key", "id", "--mode", mode)[0] == 0
+    assert (tmp_path / "out").is_symlink() and close(by_id(read(tmp_path / "elsewhere" / "real")), expected(source[1]))
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real"]
+
+
+def test_table_outlives_a_job_that_dies_where_folders_cannot_be_exchanged_in_one_step(
+        score, line, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(commit, "_exchange_in_one", lambda one, other: False)
+    options = ("--input", source[0], "--key", "id")
+    for _ in range(2):
+        assert score(*options)[0] == 0
+    folder, target = tmp_path / ".out.partial", tmp_path / "out"
+    folder.mkdir()
+    target.rename(folder / f"output{commit.OLD}")  # and there it died
+    with pytest.raises(OSError, match="disk full"), monkeypatch.context() as patch:
+        patch.setattr(commit, "Writer", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        arrow_engine.run(job.Job(line, str(source[0]), str(target), str(tmp_path / "out-rejects"), key=("id",)))
+    assert close(by_id(read(target)), expected(source[1])) and not folder.exists()
+
+
+def test_other_writer_of_a_delta_table_is_told_of_in_one_line(score, source, tmp_path, monkeypatch):
+    from deltalake.exceptions import CommitFailedError
+
+    def fail(*_, **__):
+        raise CommitFailedError("a concurrent transaction\nand more")
+    monkeypatch.setattr("deltalake.write_deltalake", fail)
+    status, _, error = score("--input", source[0], "--format", "delta")
+    assert status == 2 and error.splitlines()[-1].endswith("out-rejects: a concurrent transaction")
 
 
 # ---- progress and memory -----------------------------------------------------------------------------------

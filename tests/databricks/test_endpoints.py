@@ -253,6 +253,7 @@ def test_workspace_that_does_not_answer_is_one_line(workspace, capsys, monkeypat
     (["query", "fraud", "{}"], "one of dataframe_split, dataframe_records, instances, inputs"),
     (["query", "fraud", '{"inputs": [[NaN]]}'], "expected a JSON object"),
     (["query", "fraud", '{"inputs": [[1]], "instances": [[1]]}'], "one of dataframe_split"),
+    (["split", "fraud", "champion=100", "--state", "state.json"], "--state is for --dry-run"),
     (["query", "fraud", "no-such-file.json"], "no-such-file.json: No such file or directory"),
 ])
 def test_what_cannot_work_is_refused_before_anything_is_sent(workspace, capsys, argv, expected):

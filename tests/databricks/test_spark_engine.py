@@ -28,6 +28,7 @@ import kernels
 from databricks import batch, spark_engine, spark_scoring, spark_worker
 from databricks.job import Job, Progress
 from databricks.scoring import BatchError, Scorer
+from databricks.tables import open_table, pieces_of
 from tests.databricks.spark import MARKS, spark  # noqa: F401  a fixture
 from tests.serving import START_S
 
@@ -177,22 +178,27 @@ def test_no_rows_give_no_rows(spark, models, parquet):  # noqa: F811
     assert spark_engine.score(df, models.values).count() == 0
 
 
-def test_the_model_comes_as_mlflow_folder_with_names_of_the_signature(spark, tmp_path):  # noqa: F811
+def test_the_model_comes_as_mlflow_folder_with_names_and_answer_of_mlmodel(spark, tmp_path, capsys):  # noqa: F811
     folder = tmp_path / "model"
     folder.mkdir()
     lightgbm = pytest.importorskip("lightgbm")
     X = np.random.default_rng(2).normal(size=(200, 2))
-    lightgbm.train({"verbose": -1}, lightgbm.Dataset(X, X[:, 0]), 5).save_model(folder / "model.lgb")
+    rows = lightgbm.Dataset(X, X[:, 0] > 0, feature_name=["b", "a_1"])
+    lightgbm.train({"objective": "binary", "verbose": -1}, rows, 5).save_model(folder / "model.lgb")
     (folder / "MLmodel").write_text("""flavors:
   lightgbm: {data: model.lgb, lgb_version: 4.0.0, model_class: lightgbm.basic.Booster}
-  python_function: {loader_module: mlflow.lightgbm}
+  python_function: {loader_module: mlflow.lightgbm, predict_fn: predict_proba}
 signature:
-  inputs: '[{"name": "a", "type": "double"}, {"name": "b", "type": "double"}]'
+  inputs: '[{"name": "a 1", "type": "double"}, {"name": "b", "type": "double"}]'
   outputs: '[{"type": "double"}]'
 """)
-    df = spark.createDataFrame([(5, 1.0, 2.0)], "id int, b double, a double")
-    assert spark_engine.score(df, folder).collect()[0].prediction == kernels.load(
-        folder / "model.lgb").predict([[2.0, 1.0]])[0]
+    df = spark.createDataFrame([(5, 1.0, 2.0)], "id int, b double, a double").withColumnRenamed("a", "a 1")
+    expected = kernels.load(folder / "model.lgb").predict_proba([[2.0, 1.0]])[0].tolist()
+    assert spark_engine.score(df, folder).collect()[0].prediction == expected
+    df.write.parquet(str(tmp_path / "in"))
+    assert run_batch(capsys, "--model", folder, "--input", tmp_path / "in", "--output", tmp_path / "out", "--engine",
+                     "spark")[0] == 0
+    assert rows_of(tmp_path / "out") == [(expected,)]
 
 
 # ---- workers ------------------------------------------------------------------------------------------------
@@ -251,9 +257,9 @@ def test_models_that_nobody_has_loaded_for_a_week_are_removed(models, tmp_path):
     assert list(tmp_path.iterdir()) == [new]
 
 
-def test_a_machine_is_told_of_once_when_it_compiles(spark, models):  # noqa: F811
-    scorer = Scorer(str(models.labels))
-    spark_worker.stored(spark_worker.task_of(scorer)).with_suffix(".compiled").unlink(missing_ok=True)
+def test_a_machine_is_told_of_once_when_it_compiles(spark, models, tmp_path):  # noqa: F811
+    kernels.save(kernels.load(models.labels), tmp_path / "new.gguf", version=str(time.time()))  # of no worker
+    scorer = Scorer(str(tmp_path / "new.gguf"))
     first = spark_scoring.prepare(spark, scorer)
     assert len(first) == 1 and all(seconds > 0 for seconds in first.values())
     assert spark_scoring.prepare(spark, scorer) == {}
@@ -297,6 +303,53 @@ def test_same_tables_as_the_arrow_engine(spark, models, parquet, tmp_path, capsy
     assert len(rejects[0]) == len(rejects[1]) > N // 200
     assert [row for row in rejects[0] if row[0] is not None] == [row for row in rejects[1] if row[0] is not None]
     assert sum(row[0] is None for row in rejects[1]) == (2 if kind == "csv" else 0)
+
+
+def test_rows_without_a_key_are_rejected_by_their_number(spark, models, parquet, tmp_path, capsys):  # noqa: F811
+    for engine in ("arrow", "spark"):
+        status, _, err = run_batch(capsys, "--model", models.values, "--input", parquet, "--output", tmp_path / engine,
+                                   "--engine", engine)
+        assert status == 0, err
+    assert rows_of(tmp_path / "spark-rejects") == rows_of(tmp_path / "arrow-rejects")
+    assert rows_of(tmp_path / "spark") == rows_of(tmp_path / "arrow")
+
+
+def test_keys_of_many_types_and_of_folders_names_are_kept(spark, models, tmp_path, capsys):  # noqa: F811
+    when = [datetime(2024, 1, 2, 3, 4, 5, 678901 + i) for i in range(4)]
+    keys = {"when": pa.array(when), "zoned": pa.array(when, pa.timestamp("ms", "Europe/Madrid"), safe=False),
+            "price": pa.array([Decimal("1.50")] * 4), "code": pa.array(["a", "b", None, "a"]).dictionary_encode(),
+            "small": pa.array([1, 2, 3, None], pa.int8()), "flag": pa.array([True, None, False, True]),
+            "bytes": pa.array([b"x", b"", None, b"y"])}
+    for day in (1, 2):
+        folder = tmp_path / "in" / f"day={day}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table(keys | {name: pa.array([1.0, 2.0, None, 4.0]) for name in FEATURES}),
+                       folder / "rows.parquet", row_group_size=1)
+    command = ["--model", models.values, "--input", tmp_path / "in", "--key", ",".join([*keys, "day"])]
+    for engine in ("arrow", "spark"):
+        status, _, err = run_batch(capsys, *command, "--output", tmp_path / engine, "--engine", engine)
+        assert status == 0, err
+    for name in ("", "-rejects"):
+        rows = rows_of(tmp_path / f"spark{name}")
+        assert rows == rows_of(tmp_path / f"arrow{name}") and len(rows) == (2 if name else 6)
+
+
+def test_a_key_of_a_type_that_spark_lacks_is_named(spark, models, tmp_path, capsys):  # noqa: F811
+    table = models.table.append_column("big", pa.array([1] * N, pa.uint64()))
+    pq.write_table(table, tmp_path / "in.parquet")
+    status, _, err = run_batch(capsys, "--model", models.values, "--input", tmp_path / "in.parquet", "--output",
+                               tmp_path / "out", "--engine", "spark", "--key", "big")
+    assert status == 2 and "'big': Spark has no type uint64; the engine arrow has" in err
+
+
+def test_files_become_pieces_of_whole_row_groups(tmp_path):
+    for i, n in enumerate((10, 7, 0)):
+        pq.write_table(pa.table({"id": range(10 * i, 10 * i + n)}), tmp_path / f"{i}.parquet", row_group_size=3)
+    table = open_table(str(tmp_path))
+    pieces = list(pieces_of(table, 5))
+    found = [[x for batch in piece.batches(["id"], 2, str) for x in batch.column(0).to_pylist()] for piece, _ in pieces]
+    assert found == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13, 14, 15], [16]]
+    assert [(piece.n_rows, first) for piece, first in pieces] == [(6, 0), (4, 6), (6, 10), (1, 16)]
 
 
 def test_a_job_that_is_run_again_appends_nothing(spark, models, parquet, tmp_path, capsys):  # noqa: F811
@@ -351,12 +404,13 @@ def test_what_is_wrong_is_said_in_one_line_before_the_job(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_delta_input_names_the_engine_that_reads_it(spark, models, tmp_path, capsys):  # noqa: F811
+def test_delta_tables_of_this_machine_are_read_without_delta_lake(spark, models, tmp_path, capsys):  # noqa: F811
     deltalake = pytest.importorskip("deltalake")
     deltalake.write_deltalake(tmp_path / "table", models.table)
     status, _, err = run_batch(capsys, "--model", models.values, "--input", tmp_path / "table", "--output",
-                               tmp_path / "out", "--engine", "spark")
-    assert status == 2 and "--engine arrow reads and writes Delta tables" in err
+                               tmp_path / "out", "--engine", "spark", "--key", "id")
+    assert status == 0, err
+    assert dict(rows_of(tmp_path / "out")) == expected(models, models.values)
 
 
 def test_a_failure_in_the_middle_leaves_the_tables_as_they_were(
@@ -369,7 +423,7 @@ def test_a_failure_in_the_middle_leaves_the_tables_as_they_were(
     content[100:5000] = bytes(4900)
     damaged.write_bytes(content)
     status, _, err = run_batch(capsys, *command, damaged)
-    assert status == 2 and "Spark: " in err
+    assert status == 2 and "Spark: " in err and err.count("\n") == 1
     assert rows_of(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.parquet", "out", "out-rejects"]
 
