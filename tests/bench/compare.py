@@ -5,6 +5,7 @@ The rule to keep: a row is measured here or marked as published; a way that is n
 
 import argparse
 import json
+import os
 import pickle
 import platform
 import subprocess
@@ -25,12 +26,19 @@ import kernels
 from tests import serving
 from tests.bench import load
 from tests.bench.load import Spread
-from tests.bench.peers import BIAS, ROW, SOURCES, WEIGHTS, Missing, Running, on_cores, peer, testigo, two_cores
+from tests.bench.peers import (
+    BIAS, NO_TELEMETRY, ROW, SOURCES, WEIGHTS, Missing, Running, body_of, mlflow_serves, on_cores, peer, testigo,
+    two_cores,
+)
 from tests.bench.syscalls import NoTrace, calls_a_request
 
 ROUNDS, STARTS = 5, 5
 CONNECTIONS = 16
-PACKAGES = ("numpy", "numba", "scikit-learn", "lightgbm", "onnxruntime", "fastapi", "uvicorn")
+PACKAGES = ("numpy", "numba", "scikit-learn", "lightgbm", "onnxruntime", "fastapi", "uvicorn", "mlflow", "pyspark")
+COLUMNS = [f"f{i}" for i in range(len(ROW))]
+# What is asked: a path and a body.
+PREDICT = ("/v1/predict", body_of([ROW]))
+SCORE = ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [ROW]}}).encode())
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,40 @@ def server_of(name: str, note: str) -> Callable[[], Row]:
     return lambda: measured(lambda cores: peer(name, cores), note)
 
 
-def measured(start: Callable[[list[int]], AbstractContextManager[Running]], note: str) -> Row:
+def mlflow_models_serve() -> Row:
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        model = logged_in_mlflow(Path(folder) / "linear")
+        return measured(lambda cores: mlflow_serves(model, cores[0]), "`/invocations`; scikit-learn in MLflow", SCORE)
+
+
+def this_server_for_mlflow() -> Row:
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        model = logged_in_mlflow(Path(folder) / "linear")
+        return measured(lambda cores: testigo(cores, str(model), "--allow-pickle"),
+                        "`/invocations`; the same model of MLflow's, converted while starting", SCORE)
+
+
+def logged_in_mlflow(folder: Path) -> Path:
+    """The course's model as a scikit-learn user logs it, in a process that may import mlflow."""
+    code = """if True:
+        import sys
+        import mlflow.sklearn, numpy, pandas
+        from sklearn.linear_model import LinearRegression
+        folder, columns, *numbers = sys.argv[1:]
+        *weights, bias = map(float, numbers)
+        X = pandas.DataFrame(numpy.random.default_rng(0).normal(size=(100, len(weights))), columns=columns.split(","))
+        model = LinearRegression().fit(X, X.to_numpy() @ weights + bias)  # finds these weights
+        signature = mlflow.models.infer_signature(X, model.predict(X))
+        mlflow.sklearn.save_model(model, folder, signature=signature, serialization_format="cloudpickle",
+                                  pip_requirements=[])"""
+    command = [sys.executable, "-c", code, str(folder), ",".join(COLUMNS), *map(str, WEIGHTS), str(BIAS)]
+    if subprocess.run(command, env=os.environ | NO_TELEMETRY, capture_output=True).returncode:
+        raise Missing("no mlflow, or no scikit-learn; pip install '.[test]'")
+    return folder
+
+
+def measured(start: Callable[[list[int]], AbstractContextManager[Running]], note: str,
+             asked: tuple[str, bytes] = PREDICT) -> Row:
     """A row of a server that `start` starts on given cores: one for it, the other for the load."""
     server_core, load_core = two_cores()
     starts = []
@@ -71,9 +112,9 @@ def measured(start: Callable[[list[int]], AbstractContextManager[Running]], note
             starts.append(server.start_s)
     with start([server_core]) as server:
         memory = psutil.Process(server.pid).memory_info().rss
-        rounds = load.compare([lambda: load.run(server, 1, [load_core]),
-                               lambda: load.run(server, CONNECTIONS, [load_core])], ROUNDS)
-        calls = _count(server)
+        rounds = load.compare([lambda: load.post(server, 1, [load_core], *asked),
+                               lambda: load.post(server, CONNECTIONS, [load_core], *asked)], ROUNDS)
+        calls = _count(server, *asked)
     alone, many = map(load.spreads, zip(*rounds))
     others = max(figures["other_cores"].median for figures in (alone, many))
     if others > load.QUIET:
@@ -83,8 +124,8 @@ def measured(start: Callable[[list[int]], AbstractContextManager[Running]], note
                calls, note)
 
 
-def _count(server: Running) -> str:
-    request = serving.predict_request()
+def _count(server: Running, path: str, body: bytes) -> str:
+    request = serving.request("POST", path, body)
     with serving.Client("127.0.0.1", server.port) as client:
         return count_calls(server.pid, lambda: client.ask(request), 1000)
 
@@ -144,6 +185,8 @@ ROWS: dict[str, Callable[[], Row]] = {
     "Testigo": this_server,
     "Testigo, pure Python": this_server_without_native_code,
     "Local Python (scikit-learn in process)": scikit_learn_in_process,
+    "Testigo, a model of MLflow's": this_server_for_mlflow,
+    "`mlflow models serve`": mlflow_models_serve,
     "FastAPI + uvicorn": server_of("fastapi", "uvloop and httptools; the model in plain Python"),
     "Rust (hyper + serde_json)": server_of("rust", "one thread, `--release` with LTO"),
     "C, a thread a connection": server_of("c", "`-O2`; trusts its client"),
@@ -172,6 +215,13 @@ def tabular_lines() -> list[str]:
         cells = [name, *(f"{s * 1e6:,.1f}" for s in one), *(f"{s * 1e3:,.2f}" for s in many)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def table() -> str:
+    """Rows through the server against rows in a job: `realtime_batch`'s table."""
+    from tests.bench import realtime_batch
+    print("a table of a million rows", file=sys.stderr, flush=True)
+    return realtime_batch.measured(realtime_batch.MILLION, spark=True)
 
 
 def best_of(call: Callable[[np.ndarray], object], rows: np.ndarray, times: int) -> float:
@@ -251,7 +301,11 @@ library is scikit-learn, or LightGBM through its scikit-learn interface; ONNX Ru
 | model | one: Testigo | ONNX Runtime | training library | 20,000: Testigo | ONNX Runtime | training library |
 |---|---|---|---|---|---|---|
 {chr(10).join(tabular_lines())}
-"""
+
+## A table: the server or a job
+
+A random forest of 200 trees, 12 deep, on 30 features; a million rows from Parquet to Parquet in a job, and through the
+server. {table()}"""
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from tests import serving
 
 SOURCES = Path(__file__).resolve().parent / "peers"
@@ -27,6 +29,7 @@ RUST_PACKAGES = "cargo librust-hyper-dev librust-tokio-dev librust-serde-json-de
 WEIGHTS, BIAS = [0.5, -0.3, 0.8, -0.2, 0.4], 0.1  # the course's model
 ROW = [0.1, 0.2, 0.3, 0.4, 0.5]
 START_S = 60.0
+NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
 class Missing(Exception):
@@ -49,14 +52,8 @@ def body_of(rows: Sequence[Sequence[float]]) -> bytes:
 
 def check_answer(port: int, rows: Sequence[Sequence[float]] = (ROW,)) -> None:
     """Ask for a prediction of each row. Raises AssertionError when one is further off than Q8_0 weights explain."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
-    try:
-        connection.request("POST", "/v1/predict", body_of(rows), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        body = response.read()
-    finally:
-        connection.close()
-    assert response.status == 200, body
+    status, body = ask(port, "POST", "/v1/predict", body_of(rows))
+    assert status == 200, body
     predictions = json.loads(body)["predictions"]
     assert len(predictions) == len(rows)
     # a weight is rounded to a multiple of its block's scale, max |w| / 127, the scale to 11 bits
@@ -179,6 +176,47 @@ def peer(name: str, cores: Sequence[int]) -> Iterator[Running]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def mlflow_serves(model: Path, core: int) -> Iterator[Running]:
+    """`mlflow models serve` of a model's folder on this core, when its /ping answers."""
+    port, start = serving.free_port(), time.perf_counter()
+    command = [*on_cores([core]), sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--port",
+               str(port), "--env-manager", "local"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uvicorn, which that starts
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=os.environ | NO_TELEMETRY | {"PATH": path})
+    try:
+        serving.wait_for(lambda: _is_up(port))
+        yield Running("mlflow", _last_child(process.pid), port, time.perf_counter() - start)
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+def _last_child(pid: int) -> int:
+    """The process that answers: the command starts others, one after the other."""
+    return max((child.pid for child in psutil.Process(pid).children(recursive=True)), default=pid)
+
+
+def _is_up(port: int) -> bool:
+    try:
+        return ask(port, "GET", "/ping")[0] == 200
+    except OSError:
+        return False
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def _wait_until_it_listens(process: subprocess.Popen, port: int) -> None:

@@ -33,6 +33,7 @@ from tests.bench.compare import processor
 N_FEATURES, N_TREES, DEPTH = 30, 200, 12
 NAMES = [f"f{i}" for i in range(N_FEATURES)]
 MILLION = 1_000_000
+SECONDS, PRICE = 3.0, 0.10  # of load for each way to ask; of an hour of this machine, $
 MARK = "<!-- measured -->\n"
 ASKED = {  # rows a request, connections
     "server, 1 row a request, 1 connection": (1, 1),
@@ -166,22 +167,28 @@ def _from(rows: float) -> str:
     return "at no size" if np.isinf(rows) else f"from {float(f'{rows:.2g}'):,.0f} rows on"
 
 
+def measured(n_rows: int, n_trees: int = N_TREES, seconds: float = SECONDS, price: float = PRICE,
+             spark: bool = False) -> str:
+    """The table of all ways, measured now; arguments as the command's."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        model = make_model(folder, n_trees, DEPTH)
+        rows = np.random.default_rng(1).normal(size=(n_rows, N_FEATURES))
+        ways = realtime(model, rows, seconds)
+        ways += [batch(engine, model, rows, folder) for engine in ["arrow"] + ["spark"] * spark]
+    return document(ways, price)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.realtime_batch", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=MILLION, help="of the table that a job scores (%(default)s)")
     parser.add_argument("--trees", type=int, default=N_TREES, help="of the forest (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of load for each way to ask (%(default)s)")
-    parser.add_argument("--price", type=float, default=0.10, help="of an hour of this machine, $ (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load for each way to ask (%(default)s)")
+    parser.add_argument("--price", type=float, default=PRICE, help="of an hour of this machine, $ (%(default)s)")
     parser.add_argument("--spark", action="store_true", help="a row for the Spark engine too")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="write it between that file's marks")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        model = make_model(folder, options.trees, DEPTH)
-        rows = np.random.default_rng(1).normal(size=(options.rows, N_FEATURES))
-        ways = realtime(model, rows, options.seconds)
-        ways += [batch(engine, model, rows, folder) for engine in ["arrow"] + ["spark"] * options.spark]
-    text = document(ways, options.price)
+    text = measured(options.rows, options.trees, options.seconds, options.price, options.spark)
     print(text)
     if options.write is not None:
         before, _, after = options.write.read_text("utf-8").split(MARK)

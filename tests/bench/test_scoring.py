@@ -3,25 +3,17 @@
 The rule to keep: both answer the same body alike before either is timed; server on one core, load on another.
 """
 
-import http.client
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from tests import serving
 from tests.bench import load
 from tests.bench.conftest import Goal
 from tests.bench.load import ratios
-from tests.bench.peers import Missing, Running, on_cores, two_cores
+from tests.bench.peers import Missing, Running, ask, mlflow_serves, on_cores, two_cores
 from tests.bench.tabular_models import N_FEATURES, data, trained
 
 mlflow = pytest.importorskip("mlflow")
@@ -30,8 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred", "i
 FORESTS = ("RandomForest 10 × depth 5", "RandomForest 200 × depth 12")
 COLUMNS = [f"f{i}" for i in range(N_FEATURES)]
 GOALS = {1: Goal("≥", 15.0, 0.05), 1000: Goal("≥", 10.0, 0.05)}  # rows a request: requests a second, ours over theirs
-START_S = 120.0
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
 @pytest.fixture(scope="module", params=FORESTS)
@@ -45,46 +35,6 @@ def logged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     mlflow.sklearn.save_model(estimator, folder, signature=signature, pip_requirements=[],
                               serialization_format="cloudpickle")
     return folder
-
-
-@contextmanager
-def mlflow_serves(model: Path, core: int) -> Iterator[Running]:
-    port, start = serving.free_port(), time.perf_counter()
-    command = [*on_cores([core]), sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--port",
-               str(port), "--env-manager", "local"]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uvicorn, which that starts
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=os.environ | QUIET | {"PATH": path})
-    try:
-        serving.wait_for(lambda: is_up(port))
-        yield Running("mlflow", last_child(process.pid), port, time.perf_counter() - start)
-    finally:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait()
-
-
-def last_child(pid: int) -> int:
-    """The process that answers: the command starts others, one after the other."""
-    return max((child.pid for child in psutil.Process(pid).children(recursive=True)), default=pid)
-
-
-def is_up(port: int) -> bool:
-    try:
-        return ask(port, "GET", "/ping")[0] == 200
-    except OSError:
-        return False
-
-
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
-    try:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 def predictions(server: Running, body: bytes) -> list:
