@@ -217,7 +217,7 @@ def frames() -> dict[str, Frame]:
         "names": frame(stand_in("frame", odd_names), [{"type": "double", "name": name} for name in odd_names[::-1]]),
         "ours": frame(shop), "plain": frame(nameless), "one": frame(stand_in("frame", "x")),
         "usual": frame(abc, to_abc, "sklearn"), "lost": frame(nameless, "x:double y:float z:long", "sklearn"),
-        "renamed": frame(abc, "x:double y:double z:double", "xgboost"),
+        "renamed": frame(abc, "x:double y:double z:double", "xgboost", is_hot=False),
         "place": frame(abc, "c:double a:double b:double", "lightgbm"),
         "unnamed": frame(abc, unnamed, "sklearn"), "booster": frame(abc, unnamed, "xgboost", is_hot=False),
         "float64": frame(nameless, tensor("float64", -1, 3), "sklearn"),
