@@ -41,7 +41,8 @@ def _run(job: Job, progress: Progress, start: float) -> Summary:
     scorer = job.scorer(table.text)
     table.check(scorer.check, job.key)
     output_schema, rejects_schema = scorer.output_schema(table.schema), scorer.rejects_schema(table.schema)
-    _check_apart(job, table)
+    read = {Path(job.input).resolve(), *(part.path.resolve() for part in table.parts)}
+    commit.check_apart(read, Path(job.output).resolve(), Path(job.rejects).resolve())
     commit.check_targets(job, output_schema, rejects_schema)
     identity = job.identity(scorer.digest, table.identity())
     progress.say(f"{scorer.model.name}: kernels compiled, or read from the cache, after {scorer.warm_up():.1f} s")
@@ -122,14 +123,3 @@ def _check_unique(staged: Path, key: tuple[str, ...]) -> None:
     keys = pq.read_table(staged, columns=list(key))
     if keys.group_by(list(key)).aggregate([]).num_rows != keys.num_rows:
         raise BatchError("--mode merge expects each key once in the input: nothing was written")
-
-
-def _check_apart(job: Job, table: Table) -> None:
-    """What is read must not be what is written, nor in it."""
-    read = {Path(job.input).resolve(), *(part.path.resolve() for part in table.parts)}
-    written = [Path(job.output).resolve(), Path(job.rejects).resolve()]
-    if written[0] == written[1] or any(one in other.parents for one, other in (written, written[::-1])):
-        raise BatchError("--rejects: expected a path beside --output, not the same and not inside")
-    for path in written:
-        if any(path == one or path in one.parents for one in read) or Path(job.input).resolve() in path.parents:
-            raise BatchError("--output and --rejects: expected paths apart from --input")

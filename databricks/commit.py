@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -108,6 +108,15 @@ def staged_format(job: Job) -> str:
 
 
 # ---- before the first row ----------------------------------------------------------------------------------
+
+def check_apart(inputs: Iterable[Path], output: Path, rejects: Path) -> None:
+    """Raises BatchError unless what is read and the two that are written are apart: not the same, none in another."""
+    if output == rejects or output in rejects.parents or rejects in output.parents:
+        raise BatchError("--rejects: expected a path beside --output, not the same and not inside")
+    written = (output, rejects)
+    if any(path == one or path in one.parents or one in path.parents for one in inputs for path in written):
+        raise BatchError("--output and --rejects: expected paths apart from --input")
+
 
 def check_targets(job: Job, output: pa.Schema, rejects: pa.Schema) -> None:
     """Raises BatchError for what cannot be written: types that the format lacks, tables of other columns, other files.
@@ -264,7 +273,7 @@ def _commit_delta(job: Job, identity: str, staged: Path, target: Path, mode: str
     with pq.ParquetFile(staged) as file, _said_of(target):
         reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())
         if mode == "merge" and exists:
-            on = " AND ".join(f"target.{_quoted(name)} = source.{_quoted(name)}" for name in job.key)
+            on = " AND ".join(f"target.{quoted(name)} = source.{quoted(name)}" for name in job.key)
             (DeltaTable(target).merge(reader, on, "source", "target", commit_properties=properties)
              .when_matched_update_all().when_not_matched_insert_all().execute())
         else:
@@ -272,5 +281,6 @@ def _commit_delta(job: Job, identity: str, staged: Path, target: Path, mode: str
                             schema_mode="overwrite" if mode != "append" else None, commit_properties=properties)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as Delta's and Spark's SQL take it."""
     return "`" + name.replace("`", "``") + "`"

@@ -214,21 +214,12 @@ def _check(spark: SparkSession, job: Job, source: Source, rows: DataFrame, score
     elif job.mode == "append" and len(local) < 2:
         raise BatchError(f"--mode append: expected paths on this machine for --format {job.format}; elsewhere only "
                          "Delta tables can be appended to exactly once")
-    _check_apart(job)
+    read, *written = (Path(path) if _is_table(path) else Path(path).absolute()
+                      for path in (job.input, job.output, job.rejects))
+    commit.check_apart([read], *written)
     if len(local) == 2:
         keys = _as_arrow(spark, StructType(rows.schema.fields[:len(job.key)]))
         commit.check_targets(job, scorer.output_schema(keys), scorer.rejects_schema(keys))
-
-
-def _check_apart(job: Job) -> None:
-    """What is read must not be what is written, nor in it."""
-    read, output, rejects = (Path(path) if _is_table(path) else Path(path).absolute()
-                             for path in (job.input, job.output, job.rejects))
-    if output == rejects or output in rejects.parents or rejects in output.parents:
-        raise BatchError("--rejects: expected a path beside --output, not the same and not inside")
-    for path in (output, rejects):
-        if path == read or path in read.parents or read in path.parents:
-            raise BatchError("--output and --rejects: expected paths apart from --input")
 
 
 def _as_arrow(spark: SparkSession, schema: StructType) -> pa.Schema:
@@ -312,13 +303,13 @@ def _save_to(writer: DataFrameWriter, target: str) -> None:
 def _merge(job: Job, rows: DataFrame, target: str) -> bool:
     """Merge into a Delta table; False where there is none yet."""
     spark, source = rows.sparkSession, f"testigo_{uuid.uuid4().hex}"
-    table = target if _is_table(target) else f"delta.{_quoted(target)}"
+    table = target if _is_table(target) else f"delta.{commit.quoted(target)}"
     try:
         spark.sql(f"DESCRIBE DETAIL {table}").head()
     except PySparkException:
         return False
     rows.createOrReplaceTempView(source)
-    on = " AND ".join(f"target.{_quoted(name)} = source.{_quoted(name)}" for name in job.key)
+    on = " AND ".join(f"target.{commit.quoted(name)} = source.{commit.quoted(name)}" for name in job.key)
     spark.sql(f"MERGE INTO {table} AS target USING {source} AS source ON {on} "
               "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *")
     return True
@@ -347,11 +338,7 @@ def _commit(job: Job, identity: str, staged: Path, target: Path, mode: str) -> N
 
 
 def _column(name: str) -> Column:
-    return F.col(_quoted(name))
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
+    return F.col(commit.quoted(name))
 
 
 # ---- telling -------------------------------------------------------------------------------------------------

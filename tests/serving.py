@@ -23,6 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "server")
 START_S = 120.0  # a cold cache compiles first, and several servers may
+NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}  # of mlflow, in every process
 WAIT_S = 30.0  # no test waits longer for what must come
 
 

@@ -27,10 +27,11 @@ from tests import serving
 from tests.bench import load
 from tests.bench.load import Spread
 from tests.bench.peers import (
-    BIAS, NO_TELEMETRY, ROW, SOURCES, WEIGHTS, Missing, Running, body_of, mlflow_serves, on_cores, peer, testigo,
+    BIAS, ROW, SOURCES, WEIGHTS, Missing, Running, body_of, mlflow_serves, on_cores, peer, testigo,
     two_cores,
 )
 from tests.bench.syscalls import NoTrace, calls_a_request
+from tests.serving import NO_TELEMETRY
 
 ROUNDS, STARTS = 5, 5
 CONNECTIONS = 16

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import psutil
 
 from tests import serving
+from tests.serving import NO_TELEMETRY
 
 SOURCES = Path(__file__).resolve().parent / "peers"
 DEBIAN_CRATES = Path("/usr/share/cargo/registry")  # where librust-*-dev puts them
@@ -29,7 +30,6 @@ RUST_PACKAGES = "cargo librust-hyper-dev librust-tokio-dev librust-serde-json-de
 WEIGHTS, BIAS = [0.5, -0.3, 0.8, -0.2, 0.4], 0.1  # the course's model
 ROW = [0.1, 0.2, 0.3, 0.4, 0.5]
 START_S = 60.0
-NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
 class Missing(Exception):

@@ -21,6 +21,7 @@ import kernels
 from tests.bench.conftest import Goal
 from tests.bench.tabular_models import N_FEATURES, trained
 from tests.databricks.spark import MARKS, spark  # noqa: F401  a fixture
+from tests.serving import NO_TELEMETRY
 
 pytest.importorskip("mlflow")
 
@@ -50,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def saved(name: str, folder: Path) -> tuple[Path, str, str]:
     """(our file, MLflow's folder of the original, its result's type)."""
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    os.environ |= NO_TELEMETRY
     estimator, theirs = trained(name).estimator.set_params(n_jobs=1), str(folder / "mlflow")  # a task has one core
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

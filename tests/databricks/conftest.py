@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.serving import START_S
+from tests.serving import NO_TELEMETRY, START_S
 
-os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+os.environ |= NO_TELEMETRY
 collect_ignore_glob = [] if find_spec("mlflow") else ["test_*.py"]
 if find_spec("mlflow"):
     with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Outside:
     (folder / "sitecustomize.py").write_text(SITE)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLFLOW", "_MLFLOW"))}
     programs = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])  # mlflow starts uvicorn
-    return Outside(folder, env | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PATH": programs})
+    return Outside(folder, env | NO_TELEMETRY | {"PATH": programs})
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +83,16 @@ def run_outside(outside: Outside) -> Callable[..., str]:
         assert done.returncode == 0, done.stderr
         return done.stdout
     return run
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory) -> str:
+    """10 · a + b, which shows every number that comes in."""
+    import pandas
+    from sklearn.linear_model import LinearRegression
+
+    import kernels
+    path = tmp_path_factory.mktemp("line") / "line.gguf"
+    frame = pandas.DataFrame({"a": [0.0, 1.0, 0.0, 2.0], "b": [0.0, 0.0, 1.0, 1.0]})
+    kernels.save(kernels.from_sklearn(LinearRegression().fit(frame, [0.0, 10.0, 1.0, 21.0])), path)
+    return str(path)

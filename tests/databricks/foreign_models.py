@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.serving import ROOT
+from tests.serving import NO_TELEMETRY, ROOT
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "TQDM_DISABLE": "1"}
+QUIET = NO_TELEMETRY | {"TQDM_DISABLE": "1"}
 COLUMNS, N_ROWS = list("abcd"), 40
 TREE = ["sklearn.tree._tree.Tree"]
 

@@ -17,7 +17,6 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from sklearn.linear_model import LinearRegression
 
 import kernels
 from databricks import arrow_engine, batch, commit, job
@@ -25,14 +24,6 @@ from databricks import arrow_engine, batch, commit, job
 N = 50_000
 RNG = np.random.default_rng(8)
 BAD = (7, 20_000, 49_999)  # rows with a null
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("line") / "line.gguf"
-    frame = pandas.DataFrame({"a": [0.0, 1.0, 0.0, 2.0], "b": [0.0, 0.0, 1.0, 1.0]})
-    kernels.save(kernels.from_sklearn(LinearRegression().fit(frame, [0.0, 10.0, 1.0, 21.0])), path)
-    return str(path)
 
 
 def table_of(n: int = N, first: int = 0, bad: tuple[int, ...] = ()) -> pa.Table:

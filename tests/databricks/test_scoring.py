@@ -9,7 +9,6 @@ import pandas
 import pyarrow as pa
 import pytest
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LinearRegression
 
 import kernels
 from databricks.scoring import BatchError, Scorer
@@ -36,15 +35,6 @@ def boosters(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("boosters")
     write_all(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory) -> str:
-    """10 · a + b, which shows every number that comes in."""
-    path = tmp_path_factory.mktemp("line") / "line.gguf"
-    frame = pandas.DataFrame({"a": [0.0, 1.0, 0.0, 2.0], "b": [0.0, 0.0, 1.0, 1.0]})
-    kernels.save(kernels.from_sklearn(LinearRegression().fit(frame, [0.0, 10.0, 1.0, 21.0])), path)
-    return str(path)
 
 
 def batch_of(rows: np.ndarray = ROWS, **more: pa.Array) -> pa.RecordBatch:

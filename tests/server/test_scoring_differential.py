@@ -30,9 +30,9 @@ from server.metrics import Metrics
 from server.models import ServedModels
 from server.schema import Schema
 from tests import serving
+from tests.serving import NO_TELEMETRY
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 ROUNDING = {"xgboost": 1e-6, "onnx": 1e-6}  # of libraries that compute in float32; others add up in another order
 N_ROWS = 300
 
@@ -193,7 +193,7 @@ def mlflow_says(saved: dict[str, Saved]) -> Iterator[Ask]:
     """MLflow's answer of a model to a case."""
     folder = saved["forest"].folder.parent
     process = subprocess.Popen([sys.executable, "-c", PEER, folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True, env=os.environ | QUIET, cwd=folder.parent)
+                               text=True, env=os.environ | NO_TELEMETRY, cwd=folder.parent)
     try:
         assert process.stdout is not None
         yield asking(int(process.stdout.readline()), "/{}/invocations")
@@ -472,7 +472,7 @@ def models_serve(folder: Path) -> Iterator[tuple[int, subprocess.Popen]]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uvicorn, which that starts
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=os.environ | QUIET | {"PATH": path}, cwd=folder.parent.parent,
+                               env=os.environ | NO_TELEMETRY | {"PATH": path}, cwd=folder.parent.parent,
                                start_new_session=True)
     try:
         yield port, process
@@ -488,7 +488,7 @@ def test_real_servers_and_mlflows_own_client_agree(saved: dict[str, Saved]):
     folder = saved["forest"].folder
     frame = pd.DataFrame([[0.1, 0.2, 0.3], [-1.5, 2, 1e-3], [3, 3, 3]], columns=list("abc"))
     with models_serve(folder) as (port, process), \
-            serving.start(folder, "--allow-pickle", native=False, env=QUIET) as server:
+            serving.start(folder, "--allow-pickle", native=False, env=NO_TELEMETRY) as server:
         to_theirs, to_ours = (ScoringServerClient("127.0.0.1", each) for each in (port, server.port))
         to_ours.wait_server_ready(timeout=serving.WAIT_S)
         to_theirs.wait_server_ready(timeout=serving.START_S, scoring_server_proc=process)
